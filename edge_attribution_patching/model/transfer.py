@@ -30,25 +30,24 @@ class Movable:
 def to_device(what: T, device: torch.device) -> T:
     """The same with all of its tensors on a device: of tensors, lists, tuples, mappings and `Movable` objects.
 
-    Those on the CPU go to another device in one copy, for which nobody waits.
+    Those of one device go to another in one copy. Nobody waits for it, unless it goes to the CPU.
     """
-    here = list(_tensors(what))
-    moving = [one for one in here if one.device != device]
+    moving = [one for one in _tensors(what) if one.device != device]
     if not moving:
         return what
-    if device.type == "cpu" or any(one.device.type != "cpu" for one in moving):
-        moved = {id(one): one.to(device) for one in moving}
-        return _replaced(what, moved)
+    if len(moving) == 1 or len({one.device for one in moving}) > 1:
+        return _replaced(what, {id(one): one.to(device) for one in moving})
+    padding = torch.zeros(ALIGNMENT, dtype=torch.uint8, device=moving[0].device)
     parts, places, size = [], [], 0
     for one in moving:
         content = one.contiguous().reshape(-1).view(torch.uint8)
-        parts += [content, content.new_zeros(-len(content) % ALIGNMENT)]
+        parts += [content, padding[: -len(content) % ALIGNMENT]]
         places.append(slice(size, size + len(content)))
         size += len(content) + len(parts[-1])
     joined = torch.cat(parts)
     if device.type == "cuda":
         joined = joined.pin_memory()
-    there = joined.to(device, non_blocking=True)
+    there = joined.to(device, non_blocking=device.type != "cpu")
     return _replaced(
         what,
         {id(one): there[place].view(one.dtype).view(one.shape) for one, place in zip(moving, places, strict=True)},
@@ -96,9 +95,8 @@ def require_finite(largest: Mapping[str, Float[Tensor, ""]], dtype: torch.dtype)
             `checked_at_the_end` holds, when that ends.
     """
     asked = [(where, str(dtype).removeprefix("torch."), value) for where, value in largest.items()]
-    waiting = _UNASKED.get()
-    if waiting is None:
-        _ask(asked)
+    if (waiting := _UNASKED.get()) is None:
+        _moved_if_finite(asked)
     else:
         waiting += asked
 
@@ -120,30 +118,22 @@ def checked_at_the_end() -> Iterator[None]:
         yield
     finally:
         _UNASKED.reset(token)
-    _ask(asked)
+    _moved_if_finite(asked)
 
 
-def to_cpu(x: Float[Tensor, " ..."]) -> Float[Tensor, " ..."]:
-    """Real numbers on the CPU. Whatever `checked_at_the_end` has still to ask is asked with the same copy and wait."""
-    asked = _UNASKED.get()
-    if not asked:
-        return x.cpu()
-    # A wider format that some of them have holds all of them as they are.
-    joined = torch.cat([x.reshape(-1), *(value.view(1) for *_, value in asked)]).cpu()
-    waiting = list(asked)
-    asked.clear()
-    _require(waiting, joined[x.numel() :].tolist())
-    return joined[: x.numel()].to(x.dtype).view(x.shape)
+def to_cpu(what: T) -> T:
+    """Numbers on the CPU, as `to_device`. Whatever `checked_at_the_end` has still to ask comes in the same copy."""
+    waiting = _UNASKED.get() or []
+    asked = list(waiting)
+    waiting.clear()
+    return _moved_if_finite(asked, what)
 
 
-def _ask(asked: list[tuple[str, str, Tensor]]) -> None:
-    if asked:
-        dtype = torch.float64 if any(value.dtype == torch.float64 for *_, value in asked) else torch.float32
-        _require(asked, torch.stack([value.to(dtype) for *_, value in asked]).tolist())
-
-
-def _require(asked: list[tuple[str, str, Tensor]], values: list[float]) -> None:
+def _moved_if_finite(asked: list[tuple[str, str, Tensor]], what: Any = None) -> Any:
+    """`what` on the CPU, in one copy with what is asked about."""
+    what, values = to_device((what, [value for *_, value in asked]), torch.device("cpu"))
     finite = [math.isfinite(value) for value in values]
     if not all(finite):
         where, of_model, _ = asked[finite.index(False)]
         raise FloatingPointError(f"{where} gives NaN or infinity in {of_model}")
+    return what

@@ -37,7 +37,7 @@ from ..model.memory import BatchSizes, Memory
 from ..model.packed_tokens import KVCache, PackedTokens
 from ..model.pairs import GB, Metric, PairBatch, TokenPairs, bar
 from ..model.reference import Reference
-from ..model.transfer import checked_at_the_end, to_device
+from ..model.transfer import checked_at_the_end, to_cpu, to_device
 from ..model.weights import ModelWeights
 from ..units import graph_of
 from .folds import FoldScores, fold_sizes
@@ -167,9 +167,9 @@ def attribute(
                     coarse += into.sum(0).to(coarse.dtype)
             if kept is not None and len(kept) == number and sum(one.nbytes for one in (*kept, path)) <= memory_budget:
                 kept.append(path)
-    if coarse is not None:  # The folds keep their spread around what was added up so.
-        sums += (coarse.float() - sums.sum(0)) * (sizes / len(pairs)).to(sums)[:, None, None]
-    sums = sums.cpu()
+        if coarse is not None:  # The folds keep their spread around what was added up so.
+            sums += (coarse.float() - sums.sum(0)) * (sizes / len(pairs)).to(sums)[:, None, None]
+        sums = to_cpu(sums)
     sums *= graph.edge_mask
     if not bool(sums.isfinite().all()):
         raise FloatingPointError(f"the gradient holds NaN or infinity in {str(weights.dtype).removeprefix('torch.')}")

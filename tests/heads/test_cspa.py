@@ -263,7 +263,9 @@ class TestKeptSources:
     predicted = torch.tensor([0.7, 0.5, 0.7, 0.6, 0.5, 0.8]).expand(1, 6, 6)
 
     def kept_at_the_end(self, function_words=NONE, **settings) -> list[int]:
-        kept = kept_sources(self.predicted, self.tokens, torch.as_tensor(function_words), Ablation(**settings))
+        rule = Ablation(**settings)
+        n_kept = torch.tensor(rule.n_kept(6))
+        kept = kept_sources(self.predicted, self.tokens, torch.as_tensor(function_words), rule, n_kept)
         assert not kept[0].triu(1).any()
         return kept[0, -1].nonzero()[:, 0].tolist()
 
@@ -309,12 +311,10 @@ def test_hand_built_head_lowers_the_prediction_it_attends_to() -> None:
 def test_by_the_study_all_sources_come_back_where_too_few_are_admissible() -> None:
     tokens, predicted = torch.tensor([[5, 6, 7, 8]]), torch.tensor([[[4.0, 3.0, 2.0, 1.0]]]).expand(1, 4, 4)
     function_words = torch.tensor([5, 6])
-    kept = {
-        name: kept_sources(predicted, tokens, function_words, Ablation(k_unembeddings=0.5, head_scores=name))[
-            0
-        ].tolist()
-        for name in ("standard", "study")
-    }
+    kept = {}
+    for name in ("standard", "study"):
+        rule = Ablation(k_unembeddings=0.5, head_scores=name)
+        kept[name] = kept_sources(predicted, tokens, function_words, rule, torch.tensor(rule.n_kept(4)))[0].tolist()
     # K is 1, 1, 2, 2, and only tokens 7 and 8 are admissible: fewer than K at the first three positions.
     assert kept["standard"] == [[False] * 4, [False] * 4, [False, False, True, False], [False, False, True, True]]
     few = [[True, False, False, False], [True, True, False, False], [True, True, True, False]]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from circuits_over_time.edge_attribution_patching.model.forward import LayerActivations, embed, forward
 from circuits_over_time.edge_attribution_patching.model.packed_tokens import PackedTokens
-from circuits_over_time.edge_attribution_patching.model.transfer import to_device
+from circuits_over_time.edge_attribution_patching.model.transfer import checked_at_the_end, to_cpu, to_device
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 from circuits_over_time.edge_attribution_patching.patching.forward import HeadAttention
 from circuits_over_time.edge_attribution_patching.patching.paths import Head
@@ -28,28 +28,29 @@ def name_attention(
     batch_size: int,
 ) -> tuple[Float[Tensor, "query name layer head prompt"], Float[Tensor, "query name layer head"]]:
     """Attention of every head from some positions of each prompt to others, in [0, 1]; and its mean over prompts."""
-    device, found = weights.device, list[Tensor]()
+    on_cpu = []
     for index in torch.arange(len(tokens)).split(batch_size):
-        on_cpu = PackedTokens.whole(lengths[index]).made_for(weights)
         rows = torch.arange(len(index))[:, None], queries[index], names[index][:, None, None]
-        layout, of_batch, (prompt, query, name) = to_device((on_cpu, tokens[index], rows), device)
-        layers: list[Tensor] = []
+        on_cpu.append((PackedTokens.whole(lengths[index]).made_for(weights), tokens[index], rows))
+    found = list[Tensor]()
+    with torch.no_grad(), checked_at_the_end():
+        for layout, of_batch, (prompt, query, name) in to_device(on_cpu, weights.device):
+            layers: list[Tensor] = []
 
-        def add(
-            layer: LayerActivations,
-            layers: list[Tensor] = layers,
-            prompt: Tensor = prompt,
-            query: Tensor = query,
-            name: Tensor = name,
-        ) -> None:
-            # Gathered layer by layer, so that no pattern outlives its layer.
-            from_queries = layer.pattern.transpose(1, 2)[prompt, query]  # [prompt, query, head, key]
-            layers.append(from_queries.gather(3, name.expand(*from_queries.shape[:3], -1)).float())
+            def add(
+                layer: LayerActivations,
+                layers: list[Tensor] = layers,
+                prompt: Tensor = prompt,
+                query: Tensor = query,
+                name: Tensor = name,
+            ) -> None:
+                # Gathered layer by layer, so that no pattern outlives its layer.
+                from_queries = layer.pattern.transpose(1, 2)[prompt, query]  # [prompt, query, head, key]
+                layers.append(from_queries.gather(3, name.expand(*from_queries.shape[:3], -1)).float())
 
-        with torch.no_grad():
             forward(weights, layout, embed(weights, layout, layout.pack(of_batch)), visit=add)
-        found.append(torch.stack(layers))
-    by_prompt = torch.cat(found, dim=1).cpu().permute(2, 4, 0, 3, 1).contiguous()
+            found.append(torch.stack(layers))
+        by_prompt = to_cpu(torch.cat(found, dim=1)).permute(2, 4, 0, 3, 1).contiguous()
     return by_prompt, by_prompt.mean(dim=-1)
 
 

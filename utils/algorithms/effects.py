@@ -222,19 +222,25 @@ class PairedRuns:
                 return recompute_after(weights, end, senders, queries, memory_budget_gb=memory, observe=observe)
             return evaluate_masks_final(weights, end, masks, memory_budget_gb=memory, observe=observe)
 
-        values = self._metrics(len(senders), final)
-        return Exchange(values, watch.attention.cpu(), reads(senders, movers))
+        with checked_at_the_end():
+            values, attention = to_cpu((self._on_device(len(senders), final), watch.attention))
+        return Exchange(values, attention, reads(senders, movers))
 
     def _metrics(
         self, n_rows: int, final: Callable[[PreparedRuns], Float[Tensor, "row prompt d_model"]]
     ) -> Float[Tensor, "row prompt"]:
         """Of all prompts, from the final residual streams that a function makes of the runs of each batch."""
+        with checked_at_the_end():
+            return to_cpu(self._on_device(n_rows, final))
+
+    def _on_device(
+        self, n_rows: int, final: Callable[[PreparedRuns], Float[Tensor, "row prompt d_model"]]
+    ) -> Float[Tensor, "row prompt"]:
         dtype = torch.promote_types(self.weights.dtype, torch.float32)
         values = torch.zeros(n_rows, self.n_prompts, dtype=dtype, device=self.weights.device)
-        with checked_at_the_end():
-            for runs in self:
-                values[:, runs.batch.index] = self._metric(final(runs), runs.batch.index).to(dtype)
-            return to_cpu(values)
+        for runs in self:
+            values[:, runs.batch.index] = self._metric(final(runs), runs.batch.index).to(dtype)
+        return values
 
 
 @dataclass(frozen=True)

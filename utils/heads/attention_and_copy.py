@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
 from circuits_over_time.edge_attribution_patching.model.forward import LayerActivations, embed, forward
 from circuits_over_time.edge_attribution_patching.model.packed_tokens import PackedTokens
-from circuits_over_time.edge_attribution_patching.model.transfer import to_device
+from circuits_over_time.edge_attribution_patching.model.transfer import checked_at_the_end, to_cpu, to_device
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 from circuits_over_time.edge_attribution_patching.statistics import standard_errors
 
@@ -168,18 +168,21 @@ def attention_samples(
     width = tokens.shape[1]
     of_score = diagonals(width, definition)
     batches: list[Tensor] = []  # on the device, each [score and layer, head, sequence]
-    for batch in tokens.cpu().split(batch_size):
-        means: list[Tensor] = []
+    on_cpu = [
+        (PackedTokens.whole(torch.full((len(batch),), width)).made_for(weights), batch.flatten())
+        for batch in tokens.cpu().split(batch_size)
+    ]
+    with checked_at_the_end():
+        for layout, of_batch in to_device(on_cpu, weights.device):
+            means: list[Tensor] = []
 
-        def reduce(layer: LayerActivations, means: list[Tensor] = means) -> None:
-            # pattern [sequence, head, query, key]; a diagonal below the main one starts at query `back`.
-            for back, first in of_score.values():
-                attention = layer.pattern.diagonal(-back, dim1=-2, dim2=-1)[..., first - back :]
-                means.append(attention.float().mean(dim=2).T)
+            def reduce(layer: LayerActivations, means: list[Tensor] = means) -> None:
+                # pattern [sequence, head, query, key]; a diagonal below the main one starts at query `back`.
+                for back, first in of_score.values():
+                    attention = layer.pattern.diagonal(-back, dim1=-2, dim2=-1)[..., first - back :]
+                    means.append(attention.float().mean(dim=2).T)
 
-        on_cpu = PackedTokens.whole(torch.full((len(batch),), width)).made_for(weights)
-        layout, of_batch = to_device((on_cpu, batch.flatten()), weights.device)
-        forward(weights, layout, embed(weights, layout, of_batch), visit=reduce)
-        batches.append(torch.stack(means))
-    samples = torch.cat(batches, dim=-1).cpu().double().unflatten(0, (weights.n_layers, len(of_score)))
+            forward(weights, layout, embed(weights, layout, of_batch), visit=reduce)
+            batches.append(torch.stack(means))
+        samples = to_cpu(torch.cat(batches, dim=-1)).double().unflatten(0, (weights.n_layers, len(of_score)))
     return dict(zip(of_score, samples.transpose(0, 1), strict=True))

@@ -12,7 +12,7 @@ which belongs to no head, so they are left out too. Its prompts are those of `pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 from circuits_over_time.edge_attribution_patching.model.forward import Unembedding, clamp, embed, forward
 from circuits_over_time.edge_attribution_patching.model.norms import Norm, centred, normalise
 from circuits_over_time.edge_attribution_patching.model.packed_tokens import PackedTokens
-from circuits_over_time.edge_attribution_patching.model.transfer import to_device
+from circuits_over_time.edge_attribution_patching.model.transfer import checked_at_the_end, to_cpu, to_device
 from circuits_over_time.edge_attribution_patching.model.weights import LayerWeights, ModelWeights
 
 from .keys import Definition
@@ -62,19 +62,32 @@ def copy_samples(
         `copy`, `negative_copy`: percentages of each prompt's positions, in [0, 100], float64. A token that ties with
         others counts as below them, so a head that writes nothing scores 0.
     """
-    precise = torch.promote_types(weights.dtype, torch.float32)
-    residual = _after_layer_0(weights, tokens, lengths, positions, batch_size).to(precise)
-    own = tokens.gather(1, positions).flatten().to(weights.device)
+    precise, tokens, positions = torch.promote_types(weights.dtype, torch.float32), tokens.cpu(), positions.cpu()
+    own = tokens.gather(1, positions).flatten()
 
     def seen(norm: Norm, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
         """What a norm, its gain and bias aside, makes of a residual stream."""
         return centred(norm, x) if definition == "study" else normalise(norm, x)[0]
 
-    # The attention norm before V sees the same whatever the layer; its gain and bias are folded into W_V.
-    norm = weights.layers[0].attn_norm
-    read = residual if norm is None else seen(norm, residual)
-    ranking = _Ranking(weights, own.unique(), seen)
-    copied = torch.stack([ranking.in_top_k(_written(layer, read, definition), own) for layer in weights.layers]).cpu()
+    with checked_at_the_end():
+        residual = _after_layer_0(weights, tokens, lengths.cpu(), positions, batch_size).to(precise)
+        # The attention norm before V sees the same whatever the layer; its gain and bias are folded into W_V.
+        norm = weights.layers[0].attn_norm
+        read = residual if norm is None else seen(norm, residual)
+        ranking = _Ranking(weights, own, seen)
+        # As many layers together as memory allows, since each round waits for the device.
+        layers_at_once = max(_LOGITS_AT_ONCE // (2 * weights.n_heads * read.numel()), 1)
+        copied = to_cpu(
+            torch.cat(
+                [
+                    ranking.in_top_k([_written(layer, read, definition) for layer in layers])
+                    for layers in (
+                        weights.layers[first : first + layers_at_once]
+                        for first in range(0, weights.n_layers, layers_at_once)
+                    )
+                ]
+            )
+        )
     by_prompt = 100 * copied.unflatten(3, positions.shape).double().mean(dim=4)
     return {"copy": by_prompt[:, 0], "negative_copy": by_prompt[:, 1]}
 
@@ -88,16 +101,18 @@ def _after_layer_0(
 ) -> Float[Tensor, "prompt_x_name d_model"]:
     """The residual stream after layer 0 at the given positions."""
     bottom = replace(weights, n_layers=1, layers=weights.layers[:1])
-    residuals = []
+    on_cpu = []
     for index in torch.arange(len(tokens)).split(batch_size):
-        size = lengths[index].cpu()
+        size = lengths[index]
         starts = size.cumsum(0) - size  # where each prompt begins among the packed tokens
-        places = (starts[:, None] + positions[index].cpu()).flatten()
-        on_cpu = PackedTokens.whole(size).made_for(bottom)
-        layout, of_batch, places = to_device((on_cpu, tokens[index], places), weights.device)
-        x = forward(bottom, layout, embed(weights, layout, layout.pack(of_batch)))
-        residuals.append(x[places])
-    return torch.cat(residuals)
+        places = (starts[:, None] + positions[index]).flatten()
+        on_cpu.append((PackedTokens.whole(size).made_for(bottom), tokens[index], places))
+    return torch.cat(
+        [
+            forward(bottom, layout, embed(weights, layout, layout.pack(of_batch)))[places]
+            for layout, of_batch, places in to_device(on_cpu, weights.device)
+        ]
+    )
 
 
 def _written(
@@ -116,13 +131,11 @@ class _Ranking:
     few heads and names in practice, is ranked against the whole vocabulary. The answer is exact.
 
     Args:
-        asked: the tokens that will be asked about. They join the candidates, since they are likely to have high logits.
+        own: each row's own token, on the CPU. They join the candidates, since they are likely to have high logits.
         seen: what the final norm makes of what is written.
     """
 
-    def __init__(
-        self, weights: ModelWeights, asked: Int[Tensor, " token"], seen: Callable[[Norm, Tensor], Tensor]
-    ) -> None:
+    def __init__(self, weights: ModelWeights, own: Int[Tensor, " row"], seen: Callable[[Norm, Tensor], Tensor]) -> None:
         unembedding = Unembedding(weights)
         self.norm, self.gain, self.seen = weights.final_norm, unembedding.gain, seen
         # The gain joins what is read, not the unembedding: that one is left as it is, without a copy.
@@ -130,23 +143,22 @@ class _Ranking:
         # What the logits are without any input: the same for a head's output and its negative.
         offset = unembedding.bias(slice(None))
         everything = torch.arange(weights.d_vocab, device=weights.device)
-        candidates = torch.cat((asked, everything[:: max(weights.d_vocab // _CANDIDATES, 1)])).unique()
+        some = torch.arange(0, weights.d_vocab, max(weights.d_vocab // _CANDIDATES, 1))
+        self.own, candidates = to_device((own, torch.cat((own, some)).unique()), weights.device)
         self.candidates = (candidates, unembed[candidates], offset[candidates])
         self.everything = (everything, unembed, offset)
 
-    def in_top_k(
-        self, written: Float[Tensor, "head row d_model"], own: Int[Tensor, " row"]
-    ) -> Bool[Tensor, "2 head row"]:
-        """Whether each row's own token is in the top k of what a head writes, and of minus that."""
-        n_heads, n_rows, d_model = written.shape
-        directions = self.seen(self.norm, written.reshape(-1, d_model)) * self.gain
-        directions = torch.cat((directions, -directions))
-        own = own.repeat(2 * n_heads)
+    def in_top_k(self, written: Sequence[Float[Tensor, "head row d_model"]]) -> Bool[Tensor, "layer 2 head row"]:
+        """Whether each row's own token is in the top k of what a head writes, and of minus that, layer by layer."""
+        n_heads, n_rows, d_model = written[0].shape
+        seen = [self.seen(self.norm, of_layer.reshape(-1, d_model)) * self.gain for of_layer in written]
+        directions = torch.cat([signed for of_layer in seen for signed in (of_layer, -of_layer)])
+        own = self.own.repeat(2 * n_heads * len(written))
         # Whoever fails among the candidates is out for good; whoever passes is asked again among all tokens.
         undecided = _in_top_k(directions, own, *self.candidates)
         for rows in undecided.nonzero()[:, 0].split(max(_LOGITS_AT_ONCE // len(self.everything[0]), 1)):
             undecided[rows] = _in_top_k(directions[rows], own[rows], *self.everything)
-        return undecided.view(2, n_heads, n_rows)
+        return undecided.view(len(written), 2, n_heads, n_rows)
 
 
 def _in_top_k(

@@ -28,8 +28,8 @@ of size tokens * vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import product
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -40,7 +40,7 @@ from torch import Tensor
 from circuits_over_time.edge_attribution_patching.model.forward import LayerActivations, Unembedding, embed, forward
 from circuits_over_time.edge_attribution_patching.model.norms import normalise
 from circuits_over_time.edge_attribution_patching.model.packed_tokens import PackedTokens
-from circuits_over_time.edge_attribution_patching.model.transfer import to_device
+from circuits_over_time.edge_attribution_patching.model.transfer import checked_at_the_end, to_cpu, to_device
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 from circuits_over_time.edge_attribution_patching.statistics import quotient_errors, standard_error, standard_errors
 
@@ -65,9 +65,8 @@ def mean_outputs(
             z = layer.written.view(-1, tokens.shape[1], *layer.z.shape[1:])
             sums[layer.layer - start_layer] += z.sum(dim=0, dtype=dtype)
 
-    with torch.no_grad():
-        for batch in tokens.to(weights.device).split(batch_size):
-            layout = _layout(weights, batch)
+    with torch.no_grad(), checked_at_the_end():
+        for layout, batch in _batches(weights, tokens, batch_size):
             forward(weights, layout, embed(weights, layout, batch.flatten()), visit=add)
     return sums / len(tokens)
 
@@ -96,18 +95,22 @@ def cspa_scores(
     """
     if weights.logit_softcap is not None:
         raise UserError("model: its logits are capped, which CSPA's direct effects cannot see; leave CSPA out")
-    with torch.no_grad():
-        tokens = tokens.to(weights.device)
-        heads = _HeadChanges(weights, tokens, means[:, : tokens.shape[1]], function_tokens.to(weights.device), settings)
-        for batch in torch.arange(len(tokens), device=tokens.device).split(batch_size):
-            heads.add(batch)
-        divergences = heads.divergences()
-    return heads.table(divergences)
+    with torch.no_grad(), checked_at_the_end():
+        heads = _HeadChanges(weights, tokens, means[:, : tokens.shape[1]], function_tokens, settings)
+        for number, (layout, _) in enumerate(_batches(weights, tokens, batch_size)):
+            heads.add(layout, slice(number * batch_size, (number + 1) * batch_size))
+        return heads.table(heads.divergences())
 
 
-def _layout(weights: ModelWeights, tokens: Int[Tensor, "sequence position"]) -> PackedTokens:
-    whole = PackedTokens.whole(torch.full((len(tokens),), tokens.shape[1]))
-    return to_device(whole.made_for(weights), weights.device)
+def _batches(
+    weights: ModelWeights, tokens: Int[Tensor, "sequence position"], batch_size: int
+) -> list[tuple[PackedTokens, Int[Tensor, "some position"]]]:
+    """Some sequences at a time, and how they are laid out."""
+    on_cpu = [
+        (PackedTokens.whole(torch.full((len(batch),), tokens.shape[1])).made_for(weights), batch)
+        for batch in tokens.cpu().split(batch_size)
+    ]
+    return to_device(on_cpu, weights.device)
 
 
 class _HeadChanges:
@@ -116,44 +119,41 @@ class _HeadChanges:
     def __init__(
         self, weights: ModelWeights, tokens: Tensor, means: Tensor, function_tokens: Tensor, settings: Ablation
     ) -> None:
-        self.weights, self.tokens, self.means, self.settings = weights, tokens, means, settings
-        self.function_tokens = function_tokens
+        self.weights, self.means, self.settings = weights, means, settings
+        distinct, vector = tokens.cpu().unique(return_inverse=True)
+        n_kept = torch.tensor(settings.n_kept(tokens.shape[1]))
+        on_cpu = tokens, distinct, vector, function_tokens, n_kept
+        self.tokens, distinct, self.vector, self.function_tokens, self.n_kept = to_device(on_cpu, weights.device)
         self.unembedding = Unembedding(weights, centre_vocabulary=True)
         self.dtype = self.unembedding.dtype
-        distinct, self.vector = tokens.unique(return_inverse=True)
         self.directions = self.unembedding.rows(distinct)
         self.units = torch.nn.functional.normalize(self.directions, dim=-1)
         self.n_heads = (weights.n_layers - settings.first_layer) * weights.n_heads
         self.final: list[Tensor] = []
-        # Of each head and batch: where ablated, and of CSPA its change, or with ov the three tensors of `_sparse`.
-        self.ablated: list[list[Tensor]] = [[] for _ in range(self.n_heads)]
-        self.other: list[list[tuple[Tensor, ...]]] = [[] for _ in range(self.n_heads)]
+        # Of each batch what ablation changes of all heads, and what CSPA does: dense, or with ov that of `_sparse`.
+        self.ablated: list[Float[Tensor, "head token d_head"]] = []
+        self.other: list[tuple[Tensor, ...]] = []
         # Of each head, what ablation changes and what it could at most, as sums of squares.
         self.change_and_size = torch.zeros(self.n_heads, 2, dtype=self.dtype, device=weights.device)
 
-    def add(self, batch: Int[Tensor, " sequence"]) -> None:
+    def add(self, layout: PackedTokens, batch: slice) -> None:
         """Run some sequences."""
-        tokens = self.tokens[batch]
-        layout = _layout(self.weights, tokens)
         measured: list[tuple[Tensor, Tensor]] = []
 
         def visit(layer: LayerActivations) -> None:
             if layer.layer >= self.settings.first_layer:
                 measured.append(self._measure(layer, batch))
 
-        x = embed(self.weights, layout, tokens.flatten())
+        x = embed(self.weights, layout, self.tokens[batch].flatten())
         final, scale = normalise(self.weights.final_norm, forward(self.weights, layout, x, visit=visit))
         scale = scale.to(self.dtype)
         self.final.append(final.to(self.dtype))
-        heads = [head for ablated, other in measured for head in zip(ablated.unbind(), other.unbind(), strict=True)]
-        for number, (ablated, other) in enumerate(heads):
-            change = other * scale
-            self.ablated[number].append(ablated * scale)
-            ov = "ov" in self.settings.interventions
-            self.other[number].append(self._sparse(change, batch) if ov else (change,))
+        ablated, other = (torch.cat(of_layers).mul_(scale) for of_layers in zip(*measured, strict=True))
+        self.ablated.append(ablated)
+        self.other.append(self._sparse(other, batch) if "ov" in self.settings.interventions else (other,))
 
     def _measure(
-        self, layer: LayerActivations, batch: Tensor
+        self, layer: LayerActivations, batch: slice
     ) -> tuple[Float[Tensor, "head token d_head"], Float[Tensor, "head token column"]]:
         """A layer's changes, before the final norm's scale: where ablated, and of CSPA.
 
@@ -180,7 +180,7 @@ class _HeadChanges:
         # qk: the sources that the logit lens predicts at each destination. W_U u_s orders them without any norm.
         resid = layer.resid_pre.to(self.dtype).view(*tokens.shape, -1)
         predicted = resid @ self.directions[self.vector[batch]].transpose(1, 2)
-        kept = kept_sources(predicted, tokens, self.function_tokens, self.settings)
+        kept = kept_sources(predicted, tokens, self.function_tokens, self.settings, self.n_kept)
         if "ov" not in self.settings.interventions:
             # mu + sum of A (o - mu) over kept sources, as a change of z.
             kept_pattern = pattern * kept
@@ -199,23 +199,35 @@ class _HeadChanges:
         component = torch.zeros_like(component).scatter_add_(3, first, component)
         return ablated.flatten(1, 2), component.flatten(1, 2)
 
-    def _sparse(self, change: Float[Tensor, "token key"], batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The multiples that are not 0: of which unit vector (those of the tokens at the keys), how much, and how many
-        each token has."""
-        row, key = change.nonzero(as_tuple=True)
-        sequence = batch[row // self.tokens.shape[1]]
-        return self.vector[sequence, key], change[row, key], (change != 0).sum(dim=1)
+    def _sparse(self, change: Float[Tensor, "head token key"], batch: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """The multiples that are not 0, head by head: of which unit vector (those of the tokens at the keys), how much,
+        and how many each token has, [head, token]."""
+        # The processor waits to know how many: for all heads at once.
+        head, row, key = change.nonzero(as_tuple=True)
+        vector = self.vector[batch][row // self.tokens.shape[1], key]
+        return vector, change[head, row, key], (change != 0).sum(dim=2)
+
+    def _kept(self) -> list[Kept]:
+        """The batches' multiples, joined for each head."""
+        vectors, weights, counts = zip(*self.other, strict=True)
+        starts = torch.nn.functional.pad(torch.cat(counts, dim=1).cumsum(1), (1, 0))
+        on_cpu = to_cpu(starts).numpy()
+        # How many of each head every batch has, [batch, head].
+        ends = np.cumsum([0, *(of_batch.shape[1] for of_batch in counts)])
+        sizes = np.diff(on_cpu[:, ends]).T.tolist()
+        of_heads = (
+            map(torch.cat, zip(*map(torch.split, batches, sizes), strict=True)) for batches in (vectors, weights)
+        )
+        return list(map(Kept, *of_heads, starts, on_cpu))
 
     def divergences(self) -> Divergences:
         """KL divergences and losses of all heads."""
         layers, n_heads = self.weights.layers[self.settings.first_layer :], self.weights.n_heads
-        others: list[Any] = [tuple(map(torch.cat, zip(*batches, strict=True))) for batches in self.other]
         if "ov" in self.settings.interventions:
-            starts = torch.nn.functional.pad(torch.stack([counts for *_, counts in others]).cumsum(1), (1, 0))
-            on_cpu = starts.cpu().numpy()
-            of_heads = zip(others, starts, on_cpu, strict=True)
-            others = [(Kept(vector, weight, *places),) for (vector, weight, _), *places in of_heads]
-        joined = [HeadChange(torch.cat(ablated), other) for ablated, (other,) in zip(self.ablated, others, strict=True)]
+            others: Sequence[Tensor | Kept] = self._kept()
+        else:
+            others = torch.cat([other for (other,) in self.other], dim=1).unbind()
+        joined = list(map(HeadChange, torch.cat(self.ablated, dim=1), others))
         changes = [joined[i * n_heads : (i + 1) * n_heads] for i in range(len(layers))]
         outputs = [layer.W_O_scaled.to(self.dtype) for layer in layers]
         targets = self.tokens.roll(-1, dims=1)
@@ -225,28 +237,23 @@ class _HeadChanges:
 
     def table(self, divergences: Divergences) -> pd.DataFrame:
         """One row a head."""
-        has_next = torch.ones_like(self.tokens, dtype=torch.bool)
-        has_next[:, -1] = False
-        (kl_ablated, kl_cspa), (loss_ablated, loss_cspa), (change, size) = (
-            of_heads.cpu().double().T.numpy()
-            for of_heads in (
-                divergences.kl.mean(dim=2).clamp(min=0),
-                divergences.loss[:, :, has_next.flatten()].mean(dim=2),
-                self.change_and_size,
-            )
+        # [..., sequence, position]; at the last position no next token is known.
+        kl, loss, original = (
+            of_tokens.unflatten(-1, self.tokens.shape)
+            for of_tokens in (divergences.kl, divergences.loss, divergences.original_loss)
         )
+        loss, original = loss[..., :-1], original[..., :-1]
+        of_heads = divergences.kl.mean(dim=2).clamp(min=0), loss.flatten(2).mean(dim=2), self.change_and_size
         # Positions of a sequence are no independent draws; sequences are.
-        ablated, cspa = divergences.kl.unflatten(2, self.tokens.shape).mean(dim=3).unbind(dim=1)
-        loss_errors, kl_errors = (
-            standard_errors(by_sequence).cpu().T.numpy()
-            for by_sequence in (
-                divergences.loss.unflatten(2, self.tokens.shape)[..., :-1].mean(dim=3),
-                torch.stack((ablated, cspa), dim=1),
-            )
+        by_sequence = loss.mean(dim=3), kl.mean(dim=3), original.mean(dim=1)
+        of_model = original.flatten().mean(), divergences.largest_logit
+        of_heads, by_sequence, (mean_loss, largest_logit) = to_cpu((of_heads, by_sequence, of_model))
+        (kl_ablated, kl_cspa), (loss_ablated, loss_cspa), (change, size) = (
+            numbers.double().T.numpy() for numbers in of_heads
         )
-        original = divergences.original_loss.view(self.tokens.shape)[:, :-1].mean(dim=1)
+        loss_errors, kl_errors = (standard_errors(numbers).T.numpy() for numbers in by_sequence[:2])
         # What rounding of the logits, and of a head's output before its mean is taken off, can pass for an effect.
-        floor = (torch.finfo(self.dtype).eps * divergences.largest_logit) ** 2
+        floor = (torch.finfo(self.dtype).eps * float(largest_logit)) ** 2
         coarse = (4 * torch.finfo(self.weights.dtype).eps) ** 2
         overflows = ~(np.isfinite(kl_ablated) & np.isfinite(kl_cspa))
         reason = np.select([overflows, (kl_ablated <= floor) | (change <= coarse * size)], [OVERFLOW, NO_EFFECT], "")
@@ -254,13 +261,13 @@ class _HeadChanges:
         table = pd.DataFrame(product(range(first, last), range(self.weights.n_heads)), columns=["layer", "head"])
         with np.errstate(all="ignore"):
             table["score"] = 1 - kl_cspa / kl_ablated
-        table["score_se"] = quotient_errors(cspa, ablated).numpy()
+        table["score_se"] = quotient_errors(*by_sequence[1].unbind(dim=1)[::-1]).numpy()
         table.loc[reason != "", ["score", "score_se"]] = math.nan
         table = table.assign(
             kl_cspa=kl_cspa, kl_cspa_se=kl_errors[1], kl_ablated=kl_ablated, kl_ablated_se=kl_errors[0]
         )
-        table["loss"] = float(divergences.original_loss[has_next.flatten()].mean())
-        table = table.assign(loss_se=standard_error(original), loss_cspa=loss_cspa, loss_cspa_se=loss_errors[1])
+        table["loss"] = float(mean_loss)
+        table = table.assign(loss_se=standard_error(by_sequence[2]), loss_cspa=loss_cspa, loss_cspa_se=loss_errors[1])
         table = table.assign(loss_ablated=loss_ablated, loss_ablated_se=loss_errors[0])
         table = table.assign(n_positions=self.tokens.numel(), reason=reason)
         return table.replace([math.inf, -math.inf], math.nan)
@@ -271,6 +278,7 @@ def kept_sources(
     tokens: Int[Tensor, "sequence position"],
     function_tokens: Int[Tensor, " token"],
     settings: Ablation,
+    n_kept: Int[Tensor, " position"],
 ) -> Bool[Tensor, "sequence query key"]:
     """Which sources each position keeps. If different tokens tie for the last of the K places, it keeps all of them.
 
@@ -279,6 +287,7 @@ def kept_sources(
     Args:
         predicted: at each query, the logit of each key's token.
         function_tokens: tokens that qk never keeps.
+        n_kept: K at each position (`Ablation.n_kept`).
     """
     seq_len = tokens.shape[1]
     causal = torch.ones(seq_len, seq_len, dtype=torch.bool, device=tokens.device)
@@ -291,8 +300,7 @@ def kept_sources(
     logits = predicted.gather(2, first[:, None].expand_as(predicted)).masked_fill(~possible, -math.inf)
     is_first = first == torch.arange(seq_len, device=tokens.device)
     ranked = logits.masked_fill(~is_first[:, None], -math.inf).sort(dim=2, descending=True).values
-    last_kept = torch.tensor(settings.n_kept(seq_len), device=tokens.device) - 1
-    threshold = ranked.gather(2, last_kept[None, :, None].expand(len(tokens), -1, 1))
+    threshold = ranked.gather(2, (n_kept - 1)[None, :, None].expand(len(tokens), -1, 1))
     return (causal if settings.head_scores == "study" else possible) & (logits >= threshold)
 
 

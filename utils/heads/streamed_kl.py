@@ -92,7 +92,7 @@ class Divergences:
     # Cross-entropy with the next token, nats; meaningless where the target is below 0.
     loss: Float[Tensor, "head 2 token"]
     original_loss: Float[Tensor, " token"]  # the same without any change
-    largest_logit: float  # largest magnitude of a centred logit, which says how fine logits are rounded
+    largest_logit: Float[Tensor, ""]  # largest magnitude of a centred logit, which says how fine logits are rounded
 
 
 def kl_of_changes(
@@ -199,14 +199,14 @@ class _Softmax:
         self.top = final.new_full((len(final), 1), -math.inf)
         self.total = final.new_zeros(len(final), 1)
         self.mean_direction = torch.zeros_like(final)  # sum over the vocabulary of p * direction
-        self.largest = 0.0
+        self.largest = final.new_zeros(())
 
     def add(
         self, directions: Float[Tensor, "column d_model"], bias: Float[Tensor, " column"]
     ) -> tuple[Float[Tensor, "token column"], Float[Tensor, " token"]]:
         """A tile's probabilities, times `total` at the end, and what earlier ones have to be multiplied with."""
         logits = torch.addmm(bias, self.final, directions.T)
-        self.largest = max(self.largest, float(logits.abs().max()))
+        self.largest = torch.maximum(self.largest, logits.abs().max())
         top = torch.maximum(self.top, logits.max(dim=1, keepdim=True).values)
         shrink = (self.top - top).exp()
         p = logits.sub_(top).exp_()
