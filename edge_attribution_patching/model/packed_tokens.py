@@ -174,7 +174,9 @@ class PackedTokens(Movable):
     def at_last_tokens(self) -> PackedTokens:
         """Only each prompt's last token runs."""
         lengths = torch.from_numpy(self.on_cpu[1])
-        return PackedTokens(lengths - 1, lengths, self.lengths.device)
+        last = PackedTokens(lengths - 1, lengths)
+        last._rotations = {key: last._rotation(*key) for key in self._rotations}  # To be sent along.
+        return to_device(last, self.lengths.device)
 
     def rows(self, shape: ModelWeights | LayerWeights, *, answers: bool = False) -> AttentionRows:
         """How attention lays out these tokens, of which all attend or only the answers'."""
@@ -204,16 +206,19 @@ class PackedTokens(Movable):
 
     def rotations(self, weights: ModelWeights) -> list[Rotation | None]:
         """Every layer's cosine and sine at the packed tokens, in the model's dtype. Layers with the same ones share."""
-        precise = torch.promote_types(weights.dtype, torch.float32)
         for rotary in {layer.rotary for layer in weights.layers if layer.rotary is not None}:
             if (rotary, weights.dtype) not in self._rotations:
-                angles = torch.outer(self.position.to(precise), rotary.frequencies.to(self.position.device, precise))
-                cos, sin = (table[:, None] * rotary.scale for table in (angles.cos(), angles.sin()))
-                turned = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
-                self._rotations[rotary, weights.dtype] = Rotation(*(table.to(weights.dtype) for table in turned))
+                self._rotations[rotary, weights.dtype] = self._rotation(rotary, weights.dtype)
         return [
             None if layer.rotary is None else self._rotations[layer.rotary, weights.dtype] for layer in weights.layers
         ]
+
+    def _rotation(self, rotary: Rotary, dtype: torch.dtype) -> Rotation:
+        precise = torch.promote_types(dtype, torch.float32)
+        angles = torch.outer(self.position.to(precise), rotary.frequencies.to(self.position.device, precise))
+        cos, sin = (table[:, None] * rotary.scale for table in (angles.cos(), angles.sin()))
+        turned = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+        return Rotation(*(table.to(dtype) for table in turned))
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ class HeadAttention:
     """The attention of recomputed heads of a layer; in the last layer q and what heads write are at the answers alone.
 
     Attributes:
+        there: `heads` on the model's device.
         masks: under which masks of all, on the CPU.
         pattern: padded, with the queries of `PackedTokens.queries` (in the last layer `PackedTokens.answers`).
         written: what comes of them, before W_O_scaled.
@@ -58,6 +59,7 @@ class HeadAttention:
 
     layer: int
     heads: list[int]
+    there: Int[Tensor, " head"]
     masks: Int[Tensor, " mask"]
     q: Float[Tensor, "mask token head d_head"]
     k: Float[Tensor, "mask token head d_head"]
@@ -196,7 +198,7 @@ class _PatchedPass:
         laid = torch.cat((q_padded, *keys_and_values.chunk(2, dim=-2)), dim=-3).transpose(-3, -2)
         z, pattern = attend(layer, laid.contiguous(), queries)
         z = z.transpose(-3, -2).flatten(1, 2)[:, queries.places]
-        return HeadAttention(index, steps.on_cpu[1], self.plan.rows, q, k, v, pattern, z)
+        return HeadAttention(index, steps.on_cpu[1], steps.attending, self.plan.rows, q, k, v, pattern, z)
 
     def _qkv(self, index: int, letter: QKVName, steps: LayerSteps) -> Float[Tensor, "mask token head d_head"]:
         """q, k or v of the heads that attend under every mask: a run's, or computed."""

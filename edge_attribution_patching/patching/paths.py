@@ -29,7 +29,6 @@ from torch import Tensor
 
 from ..choices import QKV, QKVName
 from ..graph import Graph
-from ..model.transfer import to_device
 from ..model.weights import ModelWeights
 from .forward import HeadAttention, Observer, evaluate_masks_final
 from .plan import ActivationOverrides
@@ -170,7 +169,8 @@ def recompute_after(
                 observe=observe and observe_rows,
             )
         )
-    return torch.cat(finals)[to_device(torch.tensor(order), weights.device)]
+    every = torch.cat(finals)
+    return torch.stack([every[place] for place in order])
 
 
 def _record(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from circuits_over_time.edge_attribution_patching.model.forward import LayerActivations, embed, forward
 from circuits_over_time.edge_attribution_patching.model.packed_tokens import PackedTokens
+from circuits_over_time.edge_attribution_patching.model.pairs import PairBatch
 from circuits_over_time.edge_attribution_patching.model.transfer import checked_at_the_end, to_cpu, to_device
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 from circuits_over_time.edge_attribution_patching.patching.forward import HeadAttention
@@ -58,28 +60,32 @@ class AttentionWatch:
     """The attention of some heads from the answer's token, under every mask of a patched forward of `at_answers` runs.
 
     Args:
-        positions: where the tokens attended to are.
+        positions: where the tokens attended to are, on the model's device.
         n_masks: how many masks the patched forward has.
 
     Attributes:
-        attention: fills up as batches run; zero if a head is not recomputed.
+        seen: what each layer of each batch attended to, on the device.
     """
 
     def __init__(self, heads: Sequence[Head], positions: Int[Tensor, "prompt name"], n_masks: int) -> None:
         self._columns = {head: column for column, head in enumerate(heads)}
-        self._positions = positions
-        shape = (n_masks, len(heads), *positions.shape)
-        self.attention: Float[Tensor, "mask head prompt name"] = torch.zeros(shape, device=positions.device)
+        self._positions, self._shape = positions, (n_masks, len(heads), *positions.shape)
+        self.seen: list[tuple[Any, ...]] = []
 
-    def observe(self, index: Int[Tensor, " prompt"], attended: HeadAttention) -> None:
-        """Take over what a layer attends to; `index` says which prompts the batch holds."""
-        pattern = attended.pattern[:, :, :, 0]  # [mask, prompt, head, key]
-        keys = self._positions[index][None, :, None, :].expand(len(pattern), -1, pattern.shape[2], -1)
-        to_names = pattern.gather(3, keys).to(self.attention.dtype)
-        # A stack of masks may come in parts, and recomputes heads that nobody watches.
+    def observe(self, batch: PairBatch, attended: HeadAttention) -> None:
+        """Take over what a layer attends to."""
+        # A stack of masks recomputes heads that nobody watches, too.
         columns = [self._columns.get((attended.layer, head), -1) for head in attended.heads]
-        watched = torch.tensor([(place, column) for place, column in enumerate(columns) if column >= 0])
-        if len(watched):
-            masks, (places, watched_columns) = to_device((attended.masks, watched.T), index.device)
-            here = masks[:, None, None], watched_columns[:, None], index
-            self.attention[here] = to_names[:, :, places].transpose(1, 2)
+        if max(columns) >= 0:
+            pattern = attended.pattern[:, :, :, 0]  # [mask, prompt, head, key]
+            keys = self._positions[batch.index][None, :, None, :].expand(len(pattern), -1, pattern.shape[2], -1)
+            self.seen.append((attended.masks, columns, batch.rows, pattern.gather(3, keys).float()))
+
+    def attention(self, seen: Sequence[tuple[Any, ...]]) -> Float[Tensor, "mask head prompt name"]:
+        """Of all that was `seen`, once it is on the CPU; zero where a head was not recomputed."""
+        attention = torch.zeros(self._shape)
+        for masks, columns, rows, to_names in seen:
+            for place, column in enumerate(columns):
+                if column >= 0:
+                    attention[masks[:, None], column, torch.from_numpy(rows)] = to_names[:, :, place]
+        return attention

@@ -31,7 +31,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuits_over_time.edge_attribution_patching.graph import Graph
-from circuits_over_time.edge_attribution_patching.model.transfer import to_device
 from circuits_over_time.edge_attribution_patching.patching.forward import HeadAttention, evaluate_masks_final
 from circuits_over_time.edge_attribution_patching.patching.paths import Head, recompute_mask
 from circuits_over_time.edge_attribution_patching.patching.plan import ActivationOverrides
@@ -83,7 +82,7 @@ def direct_effects(runs: PairedRuns, ablated: Sequence[Head], ablation: Ablation
 
         def observe(attended: HeadAttention, base: RunActivations = base, index: Tensor = index) -> None:
             """Note how the direct effects of a layer's recomputed heads change."""
-            layer, which = attended.layer, to_device(torch.tensor(attended.heads), device)
+            layer, which = attended.layer, attended.there
             change = attended.written[0] - base.layers[layer].written[:, which]
             heads[1, layer][which[:, None], index] = direct_of(layer, change, which)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import groupby
 
 import torch
@@ -110,14 +110,18 @@ class PairedRuns:
         metric: FinalMetric | None = None,
     ) -> None:
         self.weights, self.graph = weights, Graph.of(weights)
-        self.n_prompts = len(prompts)
-        self.logit_difference = LogitDifference(weights, prompts)
+        self.n_prompts, self._prompts = len(prompts), prompts
         self._metric = metric or self.logit_difference
         self.memory_budget_gb = memory_budget_gb
         pairs = TokenPairs(prompts.clean, others, prompts.lengths)
         batches = pairs.batches(batch_size, weights=weights, memory_budget_gb=memory_budget_gb)
         self._cut: dict[int, PreparedRuns] = {}
         self._batches = PreparedBatches(weights, batches, "clean", memory_budget_gb)
+
+    @cached_property
+    def logit_difference(self) -> LogitDifference:
+        """That of the prompts."""
+        return LogitDifference(self.weights, self._prompts)
 
     def __iter__(self) -> Iterator[PreparedRuns]:
         """The runs of every batch, base = clean."""
@@ -208,23 +212,23 @@ class PairedRuns:
         Args:
             senders: heads whose output is exchanged, one at a time.
             movers: heads whose attention from the answer's token is watched.
-            positions: where the tokens attended to are.
+            positions: where the tokens attended to are, on the model's device.
             only_into_queries: only the movers' queries read the other output, directly and through MLPs (at the
                 answer's token), and what follows them is recomputed. Otherwise everything after the sender reads it.
         """
-        watch = AttentionWatch(movers, positions.to(self.weights.device), len(senders))
+        watch = AttentionWatch(movers, positions, len(senders))
         queries, masks = Receivers(tuple(movers), "q"), swap_masks(self.graph, senders)
         weights, memory = self.weights, self.memory_budget_gb
 
         def final(runs: PreparedRuns) -> Float[Tensor, "sender prompt d_model"]:
-            end, observe = at_answers(runs), partial(watch.observe, runs.batch.index)
+            end, observe = at_answers(runs), partial(watch.observe, runs.batch)
             if only_into_queries:
                 return recompute_after(weights, end, senders, queries, memory_budget_gb=memory, observe=observe)
             return evaluate_masks_final(weights, end, masks, memory_budget_gb=memory, observe=observe)
 
         with checked_at_the_end():
-            values, attention = to_cpu((self._on_device(len(senders), final), watch.attention))
-        return Exchange(values, attention, reads(senders, movers))
+            values, seen = to_cpu((self._on_device(len(senders), final), watch.seen))
+        return Exchange(values, watch.attention(seen), reads(senders, movers))
 
     def _metrics(
         self, n_rows: int, final: Callable[[PreparedRuns], Float[Tensor, "row prompt d_model"]]

@@ -33,7 +33,7 @@ from ..tasks import Prompts, Task
 from .attention import NAMES, name_attention
 from .backup import backup_table, without_backup
 from .definitions import EffectDefinition
-from .effects import Exchange, PairedRuns
+from .effects import Exchange, FinalMetric, PairedRuns
 from .inputs import COMPUTED, HeadFacts, IoiInputs, gather
 from .keys import IoiConsistencyConfig
 from .roles import (
@@ -102,11 +102,10 @@ class Levels:
         self._induction(inhibitors, none_because, movers, from_s2)
         return self.tables.done(), writing
 
-    def runs_with(self, others: Int[Tensor, "prompt position"]) -> PairedRuns:
+    def runs_with(self, others: Int[Tensor, "prompt position"], metric: FinalMetric | None = None) -> PairedRuns:
         """The clean prompts together with others."""
-        return PairedRuns(
-            self.weights, self.prompts, others, self.config.batch_size, self.config.budget_gb(self.weights.device)
-        )
+        budget = self.config.budget_gb(self.weights.device)
+        return PairedRuns(self.weights, self.prompts, others, self.config.batch_size, budget, metric)
 
     def _nothing_to_explain(self) -> str:
         if self.facts.status not in WITH_CIRCUIT:
@@ -177,11 +176,12 @@ class Levels:
             return {}
         # What the clean prompt itself would give is known already; the other variants need a pass each.
         exchanges = {CLEAN: Exchange.of_nothing(candidates, movers, self.clean, attention)}
+        names = self.names.to(self.weights.device)
         for name, tokens in self.variants.items():
             if name != CLEAN:
-                runs = self.runs_with(tokens)
+                runs = self.runs_with(tokens, self.runs.logit_difference)
                 exchanges[name] = runs.exchanged(
-                    candidates, movers, self.names, only_into_queries=not self.definition.is_frozen
+                    candidates, movers, names, only_into_queries=not self.definition.is_frozen
                 )
         return exchanges
 

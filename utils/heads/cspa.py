@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
+from circuits_over_time.edge_attribution_patching.model.transfer import checked_at_the_end
 
 from ..models.checkpoint import LoadedCheckpoint
 from ..results.store import Result
@@ -62,6 +63,7 @@ def measure(
         "n_function_words": len(inputs.function_tokens),
     }
     weights, batch_size = checkpoint.weights, config.batch_size
-    means = mean_outputs(weights, inputs.others, config.first_layer, batch_size)
-    table = cspa_scores(weights, inputs.scored, means, inputs.function_tokens, config, batch_size)
+    with checked_at_the_end():
+        means = mean_outputs(weights, inputs.others, config.first_layer, batch_size)
+        table = cspa_scores(weights, inputs.scored, means, inputs.function_tokens, config, batch_size)
     return {"cspa": Result(table, json=about)}
