@@ -19,8 +19,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 T = TypeVar("T")
-ALIGNMENT = 8
-"""Bytes at whose multiples a tensor begins in a copy of many: the widest number's."""
 
 
 class Movable:
@@ -35,17 +33,18 @@ def to_device(what: T, device: torch.device) -> T:
     moving = [one for one in _tensors(what) if one.device != device]
     if not moving:
         return what
-    if len(moving) == 1 or len({one.device for one in moving}) > 1:
+    if len({one.device for one in moving}) > 1 or (len(moving) == 1 and device.type == "cpu"):
         return _replaced(what, {id(one): one.to(device) for one in moving})
-    padding = torch.zeros(ALIGNMENT, dtype=torch.uint8, device=moving[0].device)
     parts, places, size = [], [], 0
     for one in moving:
         content = one.contiguous().reshape(-1).view(torch.uint8)
-        parts += [content, padding[: -len(content) % ALIGNMENT]]
-        places.append(slice(size, size + len(content)))
-        size += len(content) + len(parts[-1])
+        if gap := -size % one.element_size():  # A number begins at a multiple of its size.
+            parts.append(content.new_zeros(gap))
+        parts.append(content)
+        places.append(slice(size + gap, size + gap + len(content)))
+        size += gap + len(content)
     joined = torch.cat(parts)
-    if device.type == "cuda":
+    if device.type == "cuda" and joined.device.type == "cpu":  # Else the copy would be waited for.
         joined = joined.pin_memory()
     there = joined.to(device, non_blocking=device.type != "cpu")
     return _replaced(

@@ -460,6 +460,12 @@ def test_a_key_that_is_right_and_unread_is_said(write: Any, caplog: pytest.LogCa
             ["thresholds.negative_copy_score: is not read with definitions=frozen; it needs standard or study"],
         ),
         (IoiConsistencyConfig, ["thresholds.negative_copy_score=20"], []),
+        (
+            CircuitsConfig,
+            ["task=ioi", "eap={ig_steps: auto, quadrature: left}"],
+            ["eap.quadrature: is not read with ig_steps=auto, which has a rule of its own"],
+        ),
+        (CircuitsConfig, ["task=ioi", "eap.ig_steps=auto"], []),
     ],
 )
 def test_a_key_that_the_tasks_or_definitions_do_not_read_is_said(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 
+from circuits_over_time.utils.models import checkpoint
 from circuits_over_time.utils.results.kinds import KINDS
 from circuits_over_time.utils.results.store import Result
 from circuits_over_time.utils.sweep import loop
@@ -39,6 +41,25 @@ def test_of_a_graph_the_scores_of_all_edges_count() -> None:
     low, exact = Result(edges, {"scores": scores}), Result(edges[:1], {"scores": scores[:, [0, 1]] * 2 + (scores > 2)})
     (line,) = disagreements([kind], {kind.name: low}, {kind.name: exact})
     assert line == "graphs: 1 of 2 rows in both, rank correlation of all scores 1.000"
+
+
+def test_a_sweep_goes_on_where_float32_gives_no_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop._self_checked.clear()
+    load = checkpoint.load_weights
+
+    def overflowing(folder: Path, dtype: str, *given: Any) -> Any:
+        if dtype == "float32":
+            raise FloatingPointError("layer 1 gives NaN or infinity in float32")
+        return load(folder, dtype, *given)
+
+    monkeypatch.setattr(checkpoint, "load_weights", overflowing)
+    run_script(
+        "get_model_task_performance", TOY, tmp_path, "task=sva", "n_prompts=4", "dtype=bfloat16", "self_check=true"
+    )
+    assert "self_check: layer 1 gives NaN or infinity in float32" in capsys.readouterr().err
+    assert list(tmp_path.rglob("step*.csv"))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

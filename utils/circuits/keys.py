@@ -104,7 +104,7 @@ class EapConfig(Section):
     def unread(self, prefix: str = "") -> Iterator[tuple[str, str]]:
         """Adds the quadrature, where the rule is that of `auto`."""
         yield from super().unread(prefix)
-        if self.ig_steps == "auto" and self.method == USUAL_METHOD and self.quadrature != "left":
+        if self.ig_steps == "auto" and self.method == USUAL_METHOD and "quadrature" in self.model_fields_set:
             yield f"{prefix}quadrature", "with ig_steps=auto, which has a rule of its own"
 
 

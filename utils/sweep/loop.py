@@ -343,10 +343,13 @@ def _self_check(
         in_float32 = replace(checkpoint, weights=weights)
         config = config.model_copy(update={"dtype": "float32"})
         exact = loaded(what.job.analysis.measure)(in_float32, config, inputs.value, what.task)
-    except (UserError, RuntimeError, MemoryError) as error:
-        if not isinstance(error, UserError) and not is_out_of_memory(error):
+    except (UserError, FloatingPointError) as error:
+        log.warning("%s: self_check: %s", label, error)
+        return
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
-        log.warning("%s: self_check: %s", label, error if isinstance(error, UserError) else "too little memory")
+        log.warning("%s: self_check: too little memory", label)
         return
     for line in disagreements(what.job.analysis.kinds, found, exact):
         log.info("%s: %s against float32: %s", label, what.job.config.dtype, line)
