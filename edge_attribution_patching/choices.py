@@ -60,6 +60,12 @@ Base = Literal["corrupted", "clean"]
 ExportFormat = Literal["eap_ig_json", "eap_ig_pt", "mib_folder", "graphml", "circuit_tracer_json", "circuitkit_scores"]
 """The files of other programs that circuits can be written as, see `circuits.formats`."""
 
+
+def lacking_in_files(level: Level, *, positions: bool) -> str:
+    """What files of other programs have not of such circuits; empty if they have all of it."""
+    return "roles of tokens" if positions else "neurons" if level == "neuron" else ""
+
+
 QKVName = Literal["q", "k", "v"]
 QKV: tuple[QKVName, ...] = ("q", "k", "v")
 """The three inputs of a head, in the order of the graph's nodes."""

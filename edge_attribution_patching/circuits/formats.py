@@ -27,7 +27,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..choices import ExportFormat
+from ..choices import ExportFormat, lacking_in_files
 from ..graph import Graph
 from ..units import Units
 from .circuit import Circuit
@@ -72,10 +72,9 @@ class Origin:
 def export(circuit: Circuit, format: ExportFormat, origin: Origin) -> tuple[str, bytes]:
     """A circuit's file in a format: what its name ends in (in the folder SUFFIXES names, for MIB), and its bytes."""
     suffix = SUFFIXES[format]
-    if circuit.graph.roles:
-        raise ValueError("files of other programs have no roles of tokens; save this circuit as .pt")
-    if isinstance(circuit.graph, Units) and circuit.graph.level == "neuron":
-        raise ValueError("files of other programs have no neurons; save this circuit as .pt")
+    level = circuit.graph.level if isinstance(circuit.graph, Units) else "edge"
+    if lacking := lacking_in_files(level, positions=bool(circuit.graph.roles)):
+        raise ValueError(f"files of other programs have no {lacking}; save this circuit as .pt")
     if format == "circuitkit_scores":
         return suffix, _json(_circuitkit(circuit, origin))
     circuit = circuit.as_edges
@@ -302,7 +301,7 @@ def of_eap_ig_json(stored: Mapping[str, Any]) -> Circuit:
     Raises:
         ValueError: if an edge is wrong or missing, naming it.
     """
-    if not isinstance(stored.get("edges"), dict):
+    if not isinstance(stored.get("edges"), dict) or not stored["edges"]:
         raise ValueError("it has no edges")
     graph = _graph_of(stored.get("cfg"))
     scores = torch.zeros(graph.n_forward, graph.n_backward)

@@ -141,6 +141,7 @@ def wrong_files() -> list[tuple[str, Any, str]]:
         ("x.json", good | {"cfg": {"n_layers": 2}}, "its cfg lacks"),
         ("x.json", good | {"cfg": good["cfg"] | {"n_heads": "2"}}, r"cfg.n_heads: '2' is no number of them"),
         ("x.json", {"cfg": good["cfg"]}, "it has no edges"),
+        ("x.json", {**good, "edges": {}}, "it has no edges"),
         ("x.json", [1], "not an object"),
         ("x.json", {"node_scores": {"A7.0": 1.0}, "level": "node"}, "A7.0: the model has no such node"),
         ("x.json", {"node_scores": {"L3.42": 1.0}, "level": "neuron"}, "the level 'neuron'"),

@@ -108,6 +108,24 @@ def test_a_role_that_is_not_in_the_prompt_is_refused(cell: str) -> None:
     assert repr(cell) in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        (
+            {"role_cook": ["cook", None], "role_food": [None, "Mary"], "role_job": ["cook", None]},
+            "cook and job are roles of",
+        ),
+        ({"role_name": ["Paul", None], "role_tail": ["-9", None]}, "name and tail are roles of one token; leave one"),
+        ({"role_a@b": ["Paul", None]}, "role_a@b: a role is called by letters, digits and _ alone"),
+    ],
+)
+def test_two_roles_of_a_token_and_names_that_are_none_are_refused(columns: dict[str, list[object]], said: str) -> None:
+    task = table_task(table(**columns), "own", "logit_diff")
+    with pytest.raises(UserError, match=r"positions: own: row 1: ") as refusal:
+        with_roles(task, pythia(), None)
+    assert said in str(refusal.value)
+
+
 def test_no_role_is_called_like_those_of_other_tokens() -> None:
     with pytest.raises(UserError, match="end is the role of other tokens; give a column role_end or a slot"):
         with_roles(table_task(table(role_end=["cook", None]), "own", "logit_diff"), pythia(), None)

@@ -246,6 +246,8 @@ def test_all_prompts_there_are_can_be_drawn_and_are_distinct():
 def test_unknown_tasks_are_refused_with_the_nearest_name():
     with pytest.raises(UserError, match="task: 'greater-than' is unknown; did you mean 'greater_than'"):
         get_task("greater-than")
+    with pytest.raises(UserError, match="task: 'ioi@eap' names results of the task ioi; use ioi"):
+        get_task("ioi@eap")
     with pytest.raises(UserError, match=r"task: 'xyz' is unknown; name a prompts CSV or one of: ioi, greater_than, "):
         get_task("xyz")
 

@@ -26,6 +26,7 @@ from circuits_over_time.edge_attribution_patching.choices import (
     Order,
     Quadrature,
     Selection,
+    lacking_in_files,
 )
 from circuits_over_time.edge_attribution_patching.circuits.circuit_size import SizeRule
 from circuits_over_time.edge_attribution_patching.graph import head_named
@@ -258,10 +259,10 @@ class CircuitsConfig(RedrawKeys, CircuitSettings, TaskConfig):
 
     @model_validator(mode="after")
     def _some_stay_here(self) -> CircuitsConfig:
-        if self.positions and self.formats:
-            raise ValueError("export: files of other programs have no roles of tokens; leave out export or positions")
-        if self.level == "neuron" and self.formats:
-            raise ValueError("export: files of other programs have no neurons; leave out export, or use level=node")
+        lacking = lacking_in_files(self.level, positions=self.positions)
+        if lacking and self.formats:
+            way_out = " or positions" if self.positions else ", or use level=node"
+            raise ValueError(f"export: files of other programs have no {lacking}; leave out export{way_out}")
         return self
 
     @property

@@ -68,6 +68,8 @@ def get_task(
         return template_task(task, own[task])
     if not task.lower().endswith(".csv"):
         if task not in NAMED:
+            if (base := task_and_method(task)[0]) != task:
+                raise UserError(f"task: '{task}' names results of the task {base}; use {base}")
             if Path(task).name != task or Path(task).suffix:  # Meant as a file.
                 wrong = "not a prompts CSV" if Path(task).exists() else "no such file"
                 raise UserError(f"task: {task}: {wrong}{near_files(Path(task)) or '; the name of a CSV ends in .csv'}")

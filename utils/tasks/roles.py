@@ -68,6 +68,9 @@ def token_roles(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], promp
         for name, start, stop in of_prompt:
             held = [at - len(ends) for at, (a, b) in enumerate(ends) if a < stop and b > start]
             for back in [start] if start < 0 else held:  # From the end: before the first may be a start token.
+                if (before := names[int(of_token[row, n + back])]) not in ("rest", "end"):
+                    both = f"{before} and {name} are roles of one token; leave one of them out"
+                    raise UserError(f"positions: {pairs[row].where}: {both}")
                 of_token[row, n + back] = names.index(name)
         for back in range(1, min(len(places), n - 1) + 1):
             of_token[row, n - 1 - back] = names.index(f"end-{back}")
@@ -91,6 +94,8 @@ def _of_columns(pair: Pair, n_tokens: int) -> Iterator[Span]:
     """The roles that the columns of a table of prompts give; an empty cell gives none."""
     for column, cell in pair.meta.items():
         text, role = str(cell), COLUMN.fullmatch(str(column))
+        if role is None and str(column).startswith("role_"):
+            raise UserError(f"positions: {pair.where}: {column}: a role is called by letters, digits and _ alone")
         if role is None or cell is None or cell != cell or not text.strip():
             continue
         if between := re.fullmatch(r"(\d+):(\d+)", text):
