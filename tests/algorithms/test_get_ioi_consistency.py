@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from circuits_over_time.utils.algorithms.keys import IoiConsistencyConfig
-from circuits_over_time.utils.config.keys import load_config, with_start_token
+from circuits_over_time.utils.config.keys import for_model, load_config
 from circuits_over_time.utils.models.family import LocalFamily, resolve_family
 from circuits_over_time.utils.results.kinds import (
     IOI_BACKUP,
@@ -23,6 +23,7 @@ from circuits_over_time.utils.sweep.runner import main
 from circuits_over_time.utils.tasks import build_prompts
 from get_circuits_over_time import ANALYSIS as CIRCUITS
 from get_ioi_consistency import ANALYSIS
+from get_model_cspa import ANALYSIS as CSPA
 from tests.support import ioi_transformer
 from tests.support.paths import CONFIGS, TOY_IOI, TOY_IOI_STEP, TOY_STEPS
 from tests.support.synthetic_results import write
@@ -105,7 +106,7 @@ def test_the_circuit_is_found_in_the_same_load_where_none_is_stored(family: Path
 
 def store_inputs(keys: list[str], step: int) -> Store:
     """Stored scores that say the name mover is a negative one, as a run with these keys would take them."""
-    config = with_start_token(load_config(IoiConsistencyConfig, None, keys), None)
+    config = for_model(load_config(IoiConsistencyConfig, None, keys), None)
     store = Store(config.results_dir)
     cells = [(layer, head) for layer in range(4) for head in range(3)]
     rows = [
@@ -150,6 +151,7 @@ def test_stored_scores_are_read(family: Path, tmp_path: Path) -> None:
         ("components.n_prompts=21", "components", "components/hand holds n_prompts=20, this run asks for 21"),
         ("cspa.k_unembeddings=0.1", "cspa", "cspa/hand holds k_unembeddings=0.05, this run asks for 0.1"),
         ("seed=1", "components", "components/hand holds seed=0, this run asks for 1"),
+        ("cspa.dtype=bfloat16", "cspa", "cspa/hand holds dtype=float32, this run asks for bfloat16"),
     ],
 )
 def test_scores_that_depend_on_other_settings_are_measured_anew_or_refused(
@@ -170,6 +172,20 @@ def test_scores_that_depend_on_other_settings_are_measured_anew_or_refused(
     assert main(ANALYSIS, [*keys, override]) == 0
     assert any(says in record.getMessage() for record in caplog.records)
     assert sources(store)[kind] == "computed"
+
+
+def test_scores_that_are_measured_here_have_their_own_number_format(family: Path, tmp_path: Path) -> None:
+    keys = given(family, tmp_path / "results", "circuit.heads=all", "checkpoints=[10]", "cspa.dtype=bfloat16")
+    assert main(ANALYSIS, keys) == 0
+    store = Store(tmp_path / "results")
+    heads = store.folder("ioi_consistency_heads", "hand").read_table(10)
+    own = ["seq_len=20", "n_sequences=10", "n_mean_sequences=30", f"corpus={tmp_path / 'text.txt'}", "dtype=bfloat16"]
+    run = [f"model={family}", f"results_dir={tmp_path / 'results'}", "device=cpu", "checkpoints=[10]"]
+    assert main(CSPA, [*run, *own]) == 0
+    alone = store.folder("cspa", "hand").read_table(10).set_index(["layer", "head"])["score"]
+    first = heads[heads["level"] == "name_movers"].set_index(["layer", "head"])["cspa"]
+    assert first.reindex(alone.index).tolist() == pytest.approx(alone.tolist(), abs=1e-7, nan_ok=True)
+    assert store.folder("ioi_consistency", "hand").read_run()["settings"]["cspa.dtype"] == "bfloat16"
 
 
 def test_a_stored_circuit_is_taken_only_where_it_is_the_one_this_run_would_find(

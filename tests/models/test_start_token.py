@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from circuits_over_time.utils.algorithms.keys import IoiConsistencyConfig
-from circuits_over_time.utils.config.keys import TaskConfig, load_config, with_start_token
+from circuits_over_time.utils.config.keys import TaskConfig, for_model, load_config
 from circuits_over_time.utils.models.family import resolve_family
 from circuits_over_time.utils.results.store import Store
 from circuits_over_time.utils.sweep.runner import main
@@ -46,7 +46,7 @@ def settings(results: Path, model: str) -> Any:
 def test_auto_is_the_models_habit_in_every_block_and_no_where_nobody_says(habit: bool | None, becomes: bool) -> None:
     config = IoiConsistencyConfig(model="any", cspa=CSPA)
     assert config.prepend_bos == "auto"
-    resolved = with_start_token(config, habit)
+    resolved = for_model(config, habit)
     assert (resolved.prepend_bos, resolved.cspa and resolved.cspa.prepend_bos) == (becomes, becomes)
     of_cspa = resolved.cspa_config()
     assert of_cspa is not None
@@ -56,12 +56,12 @@ def test_auto_is_the_models_habit_in_every_block_and_no_where_nobody_says(habit:
 @pytest.mark.parametrize("typed", [True, False])
 def test_what_is_typed_stays(typed: bool) -> None:
     config = IoiConsistencyConfig(model="any", prepend_bos=typed, cspa={**CSPA, "prepend_bos": typed})
-    assert with_start_token(config, not typed) == config
+    assert for_model(config, not typed) == config
 
 
 def test_nothing_but_the_start_token_changes() -> None:
     config = IoiConsistencyConfig(model="any", cspa=CSPA, n_prompts=3)
-    changed = with_start_token(config, True).model_dump()
+    changed = for_model(config, True).model_dump()
     changed["prepend_bos"] = changed["cspa"]["prepend_bos"] = "auto"
     assert changed == config.model_dump()
 
@@ -73,7 +73,7 @@ def test_pythia_and_the_toy_families_start_without_and_amber_with_one(
     served.repositories["common-pile/comma-v0.1-1t"] = {"stage1-step001000-tokens2B": branches["step0"]}
     config = TaskConfig(model="any", task="ioi")
     habits = {
-        model: with_start_token(config, resolve_family(model, tmp_path).prepend_bos).prepend_bos
+        model: for_model(config, resolve_family(model, tmp_path).prepend_bos).prepend_bos
         for model in ("pythia-70m", str(TOY), "Amber", "comma-v0.1-1t")
     }
     assert habits == {"pythia-70m": False, str(TOY): False, "Amber": True, "comma-v0.1-1t": True}

@@ -213,7 +213,7 @@ def test_one_command_measures_all_that_is_missing_in_as_many_hours_as_its_operat
     operations = needed_of_known(jobs, "pythia-410m").operations
     ioi = next(job for job in jobs if job.tasks[0] is not None and job.tasks[0].name == "ioi")
     one = gpu_hours([ioi], ["pythia-410m"])
-    assert one == pytest.approx(46 * operations[ioi, "ioi"] / 60e12 / 3600)
+    assert one == pytest.approx(46 * operations[ioi, "ioi"] / 8e12 / 3600)
     for kind in ioi.analysis.kinds:
         write(store, kind.name, "pythia-410m", "ioi", 53000, pd.DataFrame({"x": [1]}), 0)
     assert gpu_hours([ioi], ["pythia-410m"]) == pytest.approx(one * 45 / 46)

@@ -13,7 +13,7 @@ from check_checkpoints import CheckConfig
 from circuits_over_time.edge_attribution_patching.circuits.formats import MIB_MODELS
 from circuits_over_time.edge_attribution_patching.circuits.mib import MIB_SHARES
 from circuits_over_time.utils.comparison.keys import ComparisonConfig
-from circuits_over_time.utils.config.keys import BaseConfig, TaskConfig, load_config, result_settings
+from circuits_over_time.utils.config.keys import BaseConfig, TaskConfig, for_model, load_config, result_settings
 from circuits_over_time.utils.config.schedules import PYTHIA_STEPS, select_steps
 from circuits_over_time.utils.models.known_families import known_model
 from circuits_over_time.utils.sweep.estimate import needed_of_known
@@ -135,7 +135,11 @@ def test_the_study_has_a_config_of_every_script_and_task() -> None:
 @pytest.mark.parametrize("name", sorted(set(ANALYSES) - {"toy", "real", "tasks", "signatures"}))
 def test_configs_of_the_study_share_models_seed_and_number_format(name: str) -> None:
     config: BaseConfig = study(name)
-    assert (config.model, config.seed, config.dtype) == (STUDY_MODELS, 42, "bfloat16")
+    assert (config.model, config.seed) == (STUDY_MODELS, 42)
+    assert config.dtype == ("float32" if name == "cspa" else "bfloat16")
+    assert config.dtype_of == ({"pythia-410m": "float32"} if name == "ioi" else {})
+    entry = next(job for job in suite_of(STUDY / "all.yml") if result_settings(job.config) == result_settings(config))
+    assert (entry.config.dtype, entry.config.dtype_of) == (config.dtype, config.dtype_of)
 
 
 def test_circuits_of_the_study_have_its_settings() -> None:
@@ -183,7 +187,12 @@ def test_the_studys_consistency_asks_for_what_its_other_configs_measure() -> Non
     config = study("ioi_consistency")
     asked = {"ioi": config.circuits_config(), "components": config.components_config(), "cspa": config.cspa_config()}
     for name, of_consistency in asked.items():
-        assert result_settings(of_consistency) == result_settings(study(name)), name
+        for model in STUDY_MODELS:
+            own, resolved = (for_model(one, None, model) for one in (study(name), config))
+            again = {"ioi": resolved.circuits_config, "cspa": resolved.cspa_config}
+            asked_again = again.get(name, resolved.components_config)()
+            assert result_settings(asked_again) == result_settings(own), (name, model)
+            assert result_settings(for_model(of_consistency, None, model)) == result_settings(own), (name, model)
         measured = select_steps(study(name).checkpoints, PYTHIA_STEPS, "pythia-160m")
         assert set(select_steps(config.checkpoints, PYTHIA_STEPS, "pythia-160m")) <= set(measured)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,17 @@ from tests.support.paths import TOY
 KEYS: dict[str, dict[str, Any]] = {
     "get_ioi_consistency": {
         "n_prompts": 4,
-        "circuit": {"n_prompts": 4, "eap": {"ig_steps": 2}, "search": {"sizes": [20]}},
+        "circuit": {"n_prompts": 4, "dtype_of": {"toy": "bfloat16"}, "eap": {"ig_steps": 2}, "search": {"sizes": [20]}},
         "components": {"n_sequences": 2, "seq_len": 18, "n_prompts": 4},
-        "cspa": {"corpus": "toy", "seq_len": 12, "n_sequences": 2, "n_mean_sequences": 2},
+        "cspa": {"corpus": "toy", "seq_len": 12, "n_sequences": 2, "n_mean_sequences": 2, "dtype": "bfloat16"},
     },
-    "get_model_cspa": {"corpus": "toy", "seq_len": 12, "n_sequences": 2, "n_mean_sequences": 2},
+    "get_model_cspa": {
+        **{"corpus": "toy", "seq_len": 12, "n_sequences": 2, "n_mean_sequences": 2},
+        "dtype": "bfloat16",
+    },
     "get_circuits_over_time": {
         "task": ["ioi", "sva"],
+        "dtype_of": {"toy": "bfloat16"},
         "n_prompts": 4,
         "eap": {"ig_steps": 2},
         "search": {"sizes": [20]},
@@ -85,6 +90,8 @@ def test_a_suite_writes_the_files_of_the_single_scripts_and_loads_each_checkpoin
     assert [name for name in single if single[name] != suite[name]] == []
     inputs = json.loads(suite["ioi_consistency/toy/step001350.json"])["inputs"]
     assert inputs == {"circuit": "stored", "components": "stored", "cspa": "stored"}
+    formats = {name: json.loads(suite[f"{name}/toy/run.json"])["settings"]["dtype"] for name in ("cspa", "components")}
+    assert formats == {"cspa": "bfloat16", "components": "float32"}
 
 
 @pytest.mark.slow
@@ -158,6 +165,10 @@ def test_a_dry_run_lists_every_analysis(tmp_path: Path, capsys: pytest.CaptureFi
     out = capsys.readouterr().out
     for name in KEYS:
         assert f"{name}: toy from {TOY}: 2 of 2 checkpoints to measure" in out
+    formats = dict(re.findall(r"get_(\w+): .*\n  dtype: (.*)", out))
+    assert formats == {"model_cspa": "bfloat16", "circuits_over_time": "bfloat16"} | dict.fromkeys(
+        ("full_model_components_over_time", "ioi_consistency"), "float32"
+    )
     assert not (tmp_path / "results").exists()
 
 

@@ -203,7 +203,8 @@ def gather(checkpoint: LoadedCheckpoint, config: IoiConsistencyConfig, inputs: I
         cspa_config = config.cspa_config()
         assert inputs.cspa is not None
         assert cspa_config is not None
-        table = cspa.measure(checkpoint, cspa_config, inputs.cspa, None)["cspa"].table
+        in_format = checkpoint.in_format(cspa_config.dtype)
+        table = cspa.measure(in_format, cspa_config, inputs.cspa, None)["cspa"].table
         n_samples["cspa"] = cspa_config.n_sequences
     # Heads below `start_layer` have no score.
     scores["cspa"] = lookup.by_head(stored_cspa, table, "score", some=True)
@@ -257,7 +258,7 @@ class Lookup:
         Raises:
             UserError: if the stored circuit does not fit the model.
         """
-        weights, step, graph = self.checkpoint.weights, self.checkpoint.step, Graph.of(self.checkpoint.weights)
+        step, graph = self.checkpoint.step, Graph.of(self.checkpoint.weights)
         settings = config.circuits_config()
         if config.circuit.heads == "all":
             return FoundEdges(graph, graph.edge_mask, str(FOUND)), ALL_HEADS
@@ -270,6 +271,7 @@ class Lookup:
             return FoundEdges(graph, circuit.as_edges.over_roles.in_circuit, str(baselines["status"][0])), STORED
         assert prompts is not None
         prompts = prompts_at(self.checkpoint, settings, prompts)
+        weights = self.checkpoint.in_format(settings.dtype).weights
         report = find_circuit(weights, prompts, settings, score_edges(weights, prompts, settings))
         return FoundEdges(graph, report.circuit.as_edges.over_roles.in_circuit, report.status), COMPUTED
 

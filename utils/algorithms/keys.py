@@ -16,6 +16,7 @@ from ..config.keys import (
     MOST_PROMPTS,
     BaseConfig,
     MemoryKeys,
+    NumberFormat,
     PromptOptions,
     RedrawKeys,
     Section,
@@ -78,7 +79,16 @@ class Thresholds(Section):
     `definitions: study`."""
 
 
-class CircuitInput(RedrawKeys, CircuitKeys):
+class OwnFormat(Section):
+    """The number format of what a script reads from results, or measures if that is not there."""
+
+    dtype: NumberFormat | None = None
+    """The number format in which this was measured; `null`: that of the script."""
+    dtype_of: dict[str, NumberFormat] = execution({})
+    """Models in which it was another one, by name: `{pythia-410m: float32}`."""
+
+
+class CircuitInput(OwnFormat, RedrawKeys, CircuitKeys):
     """The task's circuit that the percentages are taken over, searched with these keys if none is stored."""
 
     heads: Literal["circuit", "all"] = "circuit"
@@ -86,6 +96,10 @@ class CircuitInput(RedrawKeys, CircuitKeys):
     without a circuit."""
     n_prompts: int | None = amount(100, most=MOST_PROMPTS)
     """How many prompt pairs to score edges on; with `evaluate_on: heldout`, faithfulness gets as many again."""
+
+
+class CspaInput(OwnFormat, CspaKeys):
+    """Text and settings of the CSPA scores."""
 
 
 class ConsistencyKeys(PromptOptions, MemoryKeys, BaseConfig):
@@ -115,10 +129,14 @@ class ConsistencyKeys(PromptOptions, MemoryKeys, BaseConfig):
         keys: dict[str, Any] = {name: getattr(self.circuit, name) for name in CircuitKeys.model_fields}
         budget = self.memory_budget_gb
         keys |= {"redraw_prompts": self.circuit.redraw_prompts, "task": self.task, "memory_budget_gb": budget}
-        return CircuitsConfig(**self._shared(), **options, **keys)
+        return CircuitsConfig(**self._shared(self.circuit), **options, **keys)
 
-    def _shared(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in BaseConfig.model_fields}
+    def _shared(self, of: OwnFormat | None = None) -> dict[str, Any]:
+        shared = {name: getattr(self, name) for name in BaseConfig.model_fields}
+        if of is not None:
+            dtype_of = of.dtype_of if of.dtype else self.dtype_of | of.dtype_of
+            shared |= {"dtype": of.dtype or self.dtype, "dtype_of": dtype_of}
+        return shared
 
 
 def inputs_of_levels(
@@ -183,7 +201,7 @@ class IoiConsistencyConfig(ConsistencyKeys):
     `corrupted` prompt."""
     thresholds: Thresholds = Thresholds()
     components: ComponentsKeys = ComponentsKeys()
-    cspa: CspaKeys | None = None
+    cspa: CspaInput | None = None
     """Text and settings for the CSPA scores. Needed if none are stored."""
 
     def unread(self, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -210,7 +228,7 @@ class IoiConsistencyConfig(ConsistencyKeys):
 
     def cspa_config(self) -> CspaConfig | None:
         """The config with which get_model_cspa.py measures the same scores; None if no text is named."""
-        return None if self.cspa is None else CspaConfig(**self._shared(), **dict(self.cspa))
+        return None if self.cspa is None else CspaConfig(**dict(self.cspa) | self._shared(self.cspa))
 
 
 def ablated_sets(

@@ -26,7 +26,7 @@ from circuits_over_time.edge_attribution_patching.units import Units
 
 from ..base.errors import UserError, suggest
 from ..config.explain import blocks_in
-from ..config.keys import TaskConfig, with_start_token
+from ..config.keys import TaskConfig, for_model
 from ..config.keywords import Schema, validated
 from ..models import local
 from ..models.checkpoint import LoadedCheckpoint, describe, load_weights, resolve_device
@@ -217,7 +217,7 @@ def settings_of(
         else:
             known = [key for key in (*fields, *within) if key not in OF_RUNS]
             raise TypeError(f"{name}: there is no such keyword{suggest(name, known)}")
-    return with_start_token(validated(schema, given | dict(fixed or {}), given), model.start_token)
+    return for_model(validated(schema, given | dict(fixed or {}), given), model.start_token)
 
 
 def with_prompts(model: Model, task: Task, keys: Mapping[str, Any]) -> tuple[CircuitSettings, CircuitPrompts]:

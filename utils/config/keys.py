@@ -166,7 +166,10 @@ Steps = Annotated[list[int], AfterValidator(_check_steps)]
 """Training steps, each once."""
 
 StartToken = bool | Literal["auto"]
-"""Whether to start with the tokenizer's start token; `auto` until `with_start_token` says so for a model."""
+"""Whether to start with the tokenizer's start token; `auto` until `for_model` says so for a model."""
+
+NumberFormat = Literal["float32", "bfloat16", "float16"]
+"""Of weights and activations."""
 
 
 class Section(pydantic.BaseModel):
@@ -231,8 +234,10 @@ class BaseConfig(Section):
     """Which checkpoints: the name of a [schedule](../docs/models.md#schedules), or a list of training steps."""
     device: str = execution("auto")
     """Where to compute: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto`: a CUDA GPU, else Apple's GPU, else the CPU."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: NumberFormat = "float32"
     """Number format of weights and activations: `float32`, `bfloat16` or `float16`."""
+    dtype_of: dict[str, NumberFormat] = execution({})
+    """Models that have another number format than `dtype`, by name: `{pythia-410m: float32}`."""
     self_check: bool = execution(False)
     """With `dtype: bfloat16` or `float16`, measure the first checkpoint in float32, too, and log where the two
     [disagree](../docs/models.md#devices)."""
@@ -490,8 +495,8 @@ class TaskConfig(PromptOptions, BaseConfig):
         return self.model_copy(update=changed)
 
 
-def with_start_token(config: Schema, trained_with: bool | None) -> Schema:
-    """A config for one model: `prepend_bos: auto` is replaced by true or false, in its blocks too.
+def for_model(config: Schema, trained_with: bool | None, model: str = "") -> Schema:
+    """A config for one model: `prepend_bos: auto` becomes true or false, and `dtype` its own, in blocks too.
 
     `trained_with` says whether the model was trained with a start token; None, if nobody says, counts as no.
     """
@@ -500,8 +505,10 @@ def with_start_token(config: Schema, trained_with: bool | None) -> Schema:
         value = getattr(config, name)
         if name == "prepend_bos" and value == "auto":
             changed[name] = trained_with is True
+        elif name == "dtype_of":
+            changed |= {name: {}, "dtype": value.get(model, config.dtype)}  # type: ignore[attr-defined]
         elif isinstance(value, pydantic.BaseModel):
-            changed[name] = with_start_token(value, trained_with)
+            changed[name] = for_model(value, trained_with, model)
     return config.model_copy(update=changed)
 
 

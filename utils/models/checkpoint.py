@@ -16,7 +16,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -102,6 +102,13 @@ class LoadedCheckpoint:
         found = {"sha256": combine(hashes), "parameters": self.parameters, "shape": shape}
         found |= {"tokens": self.tokens, "inputs": self.inputs}
         return self.files.origin | found | shards
+
+    def in_format(self, dtype: str) -> LoadedCheckpoint:
+        """The same with weights in a number format, read again if they are in another; errors of `load_weights`."""
+        if str(self.weights.dtype) == f"torch.{dtype}":
+            return self
+        weights, _ = load_weights(self.files.folder, dtype, self.device)
+        return replace(self, weights=weights)
 
     @cached_property
     def bridge(self) -> TransformerBridge:

@@ -22,7 +22,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -209,12 +209,13 @@ class SweepLoop:
             self.progress.say(f"{family.name} step {step}: preparing")
             prepared = {what.job: prepare(what.job, described, self.inputs) for what in claimed.missing}
             self.progress.say(f"{family.name} step {step}: loading")
-            checkpoint = family.load(step, self.config.dtype, self.config.device)
+            checkpoint = family.load(step, claimed.missing[0].job.config.dtype, self.config.device)
             if following is not None and self.config.prefetch:
                 following.family.prefetch(following.step)
             for what in claimed.missing:
                 self.progress.say(what.label(step, named=self._named))
                 start = time.monotonic()
+                checkpoint = checkpoint.in_format(what.job.config.dtype)
                 self._save({what: [measure(checkpoint, what, prepared[what.job])]})
                 Times(what.job).add(family, step, what.task_name, time.monotonic() - start)
             del checkpoint
@@ -334,15 +335,11 @@ def _self_check(
     checkpoint: LoadedCheckpoint, what: Measurement, config: BaseConfig, inputs: Prepared, found: Mapping[str, Result]
 ) -> None:
     """Measure again with float32 weights, and log where that disagrees, or why it cannot be done."""
-    from ..models.checkpoint import load_weights
-
-    label, of_checkpoint = what.label(checkpoint.step, named=True), checkpoint.files.folder
+    label = what.label(checkpoint.step, named=True)
     log.info("%s: self_check: once more, in float32", label)
     try:
-        weights, _ = load_weights(of_checkpoint, "float32", checkpoint.device)
-        in_float32 = replace(checkpoint, weights=weights)
         config = config.model_copy(update={"dtype": "float32"})
-        exact = loaded(what.job.analysis.measure)(in_float32, config, inputs.value, what.task)
+        exact = loaded(what.job.analysis.measure)(checkpoint.in_format("float32"), config, inputs.value, what.task)
     except (UserError, FloatingPointError) as error:
         log.warning("%s: self_check: %s", label, error)
         return

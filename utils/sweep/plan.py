@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..base.errors import UserError
-from ..config.keys import BaseConfig, errors_named, with_start_token
+from ..config.keys import BaseConfig, errors_named, for_model
 from ..config.schedules import select_steps
 from ..integrity.duplicates import steps_to_leave_out
 from ..models.family import Family, family_of
@@ -35,7 +35,7 @@ class Job:
 
     def resolved_for(self, family: Family) -> Job:
         """The job for one model: what depends on it is resolved."""
-        return replace(self, config=with_start_token(self.config, family.prepend_bos))
+        return replace(self, config=for_model(self.config, family.prepend_bos, family.name))
 
     @cached_property
     def store(self) -> Store:
@@ -265,7 +265,9 @@ def describe(jobs: Sequence[Job], sweeps: Sequence[Sweep]) -> str:
             if names.count(job.analysis.name) > 1:  # Its tasks tell it from the others.
                 what = " ".join([job.analysis.name, *(task.name for task in job.tasks if task is not None)]) + ": "
             lines.append(f"{what}{name} from {sweep.family.source}: {len(left)} of {len(steps)} checkpoints to measure")
-            if job.config != given.config:
+            if len({one.config.dtype for one in jobs}) > 1 or given.config.dtype_of:
+                lines.append(f"  dtype: {job.config.dtype}")
+            if job.config != for_model(given.config, not sweep.family.prepend_bos, name):
                 lines.append(f"  prepend_bos: auto is {'true' if sweep.family.prepend_bos else 'false'}")
             if left:
                 lines.append(f"  measure: {', '.join(map(str, left))}")

@@ -7,9 +7,10 @@
       - script: get_model_cspa.py
         corpus: NeelNanda/pile-10k        # or its keys, right here
 
-The keys of every script stand above, for all analyses. An analysis may have its own `checkpoints`, `batch_size` and
-`seed`. Analyses run in an order in which later ones find what earlier ones made: get_ioi_consistency.py comes after the
-circuits and head scores that it reads. The files are those of the single scripts, byte for byte.
+The keys of every script stand above, for all analyses. An analysis may have its own `checkpoints`, `batch_size`,
+`seed` and `dtype`: weights are read again where the next one has another number format. Analyses run in an order in
+which later ones find what earlier ones made: get_ioi_consistency.py comes after the circuits and head scores that it
+reads. The files are those of the single scripts, byte for byte.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from .analysis import Analysis
 from .plan import Job
 
 SCRIPT, CONFIG = "script", "config"
-OWN = ("checkpoints", "batch_size", "seed")
+OWN = ("checkpoints", "batch_size", "seed", "dtype", "dtype_of")
 """Keys of every script that an analysis of a suite may set for itself."""
 
 

@@ -7,6 +7,7 @@ passes they take over their prompts (`Analysis.inputs`; measured in benchmarks/R
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -15,10 +16,13 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from circuits_over_time.edge_attribution_patching.model.memory import BYTES
+
 from ..base.progress import about, duration
-from ..config.keys import BaseConfig, result_settings
+from ..config.keys import BaseConfig, for_model, result_settings
 from ..config.schedules import PYTHIA_STEPS, select_steps
 from ..models.family import Family, LocalFamily
 from .estimate import Needed, estimate, format_estimate, needed_of_known
@@ -46,7 +50,8 @@ def needs(sweep: Sweep, needed: Needed, *, named: bool = False) -> str:
     if not sweep.missing:
         return ""
     config = sweep.jobs[0].config
-    found = estimate(sweep.family, list(sweep.missing), config.dtype, config.keep_checkpoints, config.prefetch)
+    widest = max((job.config.dtype for job in sweep.jobs if sweep.missing_of(job)), key=BYTES.__getitem__)
+    found = estimate(sweep.family, list(sweep.missing), widest, config.keep_checkpoints, config.prefetch)
     of_model = f" of {sweep.family.name}" if named else ""
     cards = f"  GPU memory, predicted: {needed.cards}\n" if needed.cards else ""
     return f"  needs{of_model}: {format_estimate(found)}\n{cards}{_time(sweep, needed.operations)}"
@@ -54,18 +59,17 @@ def needs(sweep: Sweep, needed: Needed, *, named: bool = False) -> str:
 
 def _time(sweep: Sweep, operations: Mapping[tuple[Job, str | None], float]) -> str:
     """The time of what is missing, and that of each unit at one checkpoint, with where they are from."""
-    config = sweep.jobs[0].config
     left = [(one.job, one.task_name) for here in sweep.missing.values() for one in here]
     measured: dict[tuple[Job, str | None], float] = {}
     for job in sweep.jobs:
         usual = Times(job).usual(sweep.family)
         measured |= {(job, task): seconds for task, seconds in usual.items()}
-    units, seconds = list(dict.fromkeys(left)), {}
-    speed, source = flop_per_second(config)
+    units, seconds, source = list(dict.fromkeys(left)), {}, ""
     for unit in units:
         if unit in measured:
             seconds[unit] = measured[unit]
         elif operations.get(unit):
+            speed, source = flop_per_second(unit[0].config)
             seconds[unit] = operations[unit] / speed
     known = [seconds[unit] for unit in left if unit in seconds]
     if not known:
@@ -109,6 +113,7 @@ def flop_per_second(config: BaseConfig) -> tuple[float, str]:
     return of_kind.get(config.dtype, FLOP_PER_SECOND["core"][config.dtype]), f" on a usual GPU ({kind})"
 
 
+@functools.cache
 def _measured_speed(device: str, dtype: str) -> float:
     """Operations a second in a large product of matrices, the best of a few: a fraction of a second on a GPU."""
     import torch
@@ -122,13 +127,14 @@ def _measured_speed(device: str, dtype: str) -> float:
     return best
 
 
-def gpu_hours(jobs: Sequence[Job], models: Iterable[str]) -> float:
+def gpu_hours(jobs_of: Sequence[Job], models: Iterable[str]) -> float:
     """About how many hours of a usual GPU it takes to measure what is missing in Pythia models, loading left out.
 
     It follows from the models' shapes, without a question to the hub; work that is not known counts as none.
     """
     seconds = 0.0
     for model in models:
+        jobs = [replace(job, config=for_model(job.config, None, model)) for job in jobs_of]
         operations = needed_of_known(jobs, model).operations
         for what in [Measurement(job, model, task) for job in jobs for task in job.tasks]:
             config = what.job.config

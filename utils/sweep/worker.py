@@ -107,9 +107,10 @@ class Worker:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
         config = self.jobs[0].config
-        checkpoint = family.load(item.step, config.dtype, config.device)
+        checkpoint = family.load(item.step, missing[0].job.config.dtype, config.device)
         measured = []
         for what in missing:
+            checkpoint = checkpoint.in_format(what.job.config.dtype)
             results = measure(checkpoint, what, prepared[what.job])
             measured.append(results)
             if read & {kind.name for kind in what.job.analysis.kinds}:  # Another job of this checkpoint reads it.

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from circuits_over_time.utils.config.strict_yaml import read_yaml
+from circuits_over_time.utils.config.strict_yaml import Block, read_yaml
 from circuits_over_time.utils.results.commands import flat_keys
 from circuits_over_time.utils.results.kinds import find_kind
 from circuits_over_time.utils.results.store import Store
@@ -209,8 +209,7 @@ class StudyResults:
 
     def settings(self, number: Number) -> str:
         """The keys in which the runs behind a number differ from the study's config, with both values."""
-        config = Path(__file__).resolve().parents[3] / number.config
-        wanted = flat_keys(read_yaml(config))
+        config = read_yaml(Path(__file__).resolve().parents[3] / number.config)
         texts = []
         for model in [number.model] if number.model else self.models:
             folder = self.store.folder(number.kind, model, number.task or None)
@@ -219,10 +218,17 @@ class StudyResults:
             if not (folder.path / "run.json").is_file():
                 texts.append("unknown: there is no run.json")
                 continue
-            held = flat_keys(folder.read_run().get("config", {}))
+            held, wanted = flat_keys(folder.read_run().get("config", {})), flat_keys(_for_model(config, model))
             differing = [key for key in wanted if key not in _FREE and held.get(key) != wanted[key]]
             texts += [f"{key}={held.get(key)} (study: {wanted[key]})" for key in differing]
         return "; ".join(sorted(set(texts)))
+
+
+def _for_model(keys: Block, model: str) -> Block:
+    """The keys of a config as they are for one model: with its number format."""
+    own = {name: _for_model(value, model) if isinstance(value, dict) else value for name, value in keys.items()}
+    formats = own.pop("dtype_of", {})
+    return own | ({"dtype": formats[model]} if model in formats else {})
 
 
 def commands(store: Store, table: pd.DataFrame) -> dict[str, int]:
