@@ -83,9 +83,9 @@ class OwnFormat(Section):
     """The number format of what a script reads from results, or measures if that is not there."""
 
     dtype: NumberFormat | None = None
-    """The number format in which this was measured; `null`: that of the script."""
+    """The number format in which this was measured (`float32`, `bfloat16`, `float16`); `null`: that of the script."""
     dtype_of: dict[str, NumberFormat] = execution({})
-    """Models in which it was another one, by name: `{pythia-410m: float32}`."""
+    """Models in which it was another one (`float32`, `bfloat16`, `float16`), by name: `{pythia-410m: float32}`."""
 
 
 class CircuitInput(OwnFormat, RedrawKeys, CircuitKeys):

@@ -237,7 +237,8 @@ class BaseConfig(Section):
     dtype: NumberFormat = "float32"
     """Number format of weights and activations: `float32`, `bfloat16` or `float16`."""
     dtype_of: dict[str, NumberFormat] = execution({})
-    """Models that have another number format than `dtype`, by name: `{pythia-410m: float32}`."""
+    """Models with another number format (`float32`, `bfloat16`, `float16`) than `dtype`, by name:
+    `{pythia-410m: float32}`."""
     self_check: bool = execution(False)
     """With `dtype: bfloat16` or `float16`, measure the first checkpoint in float32, too, and log where the two
     [disagree](../docs/models.md#devices)."""
