@@ -7,23 +7,24 @@ alone. The band at the bottom reaches up to the chance floor, the mean of random
 change beyond noise. With several models of one shape, figures/comparison_models.html compares them step by step: a thin
 line per pair, and the pairs' median and quartiles. figures/comparison_methods_<model>.html does so with the methods by
 which a model's circuits were found. If heads were matched, figures/comparison_matched_<seeds>.html has the seeds'
-overlap by the given names and by the matches, and what the circuits do in each other's models.
+overlap by the given names and by the matches, and what the circuits do in each other's models, and
+figures/head_stability.html how similar the matched heads of each layer are.
 
     python plotting/plot_comparison.py -r results --measure edge_jaccard --at size
 """
 
 import itertools
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
-from circuits_over_time.plotting.parts.panels import Line, Panels, ring, task_panels
-from circuits_over_time.plotting.parts.style import Drawing, ModelLook, add_key
-from circuits_over_time.plotting.parts.tables import Results, as_text, by_model, escaped
+from circuits_over_time.plotting.parts.panels import Line, Panels, ring, row_of_panels, task_panels
+from circuits_over_time.plotting.parts.style import Drawing, ModelLook, add_key, finish, model_looks
+from circuits_over_time.plotting.parts.tables import Results, by_model, escaped
+from circuits_over_time.plotting.parts.theme import paint
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.config.keys import task_and_method
 from circuits_over_time.utils.results.comparison import ComparisonFolder
@@ -52,7 +53,7 @@ MATCHED = {
     ("edge_jaccard", "size"): "edges in common<br>fixed size",
     ("transfer", "faithfulness"): "faithfulness in<br>each other's model",
 }
-SHUFFLED_ENTRY, CEILING_ENTRY = "shuffled matches (dotted, hollow)", "other prompts; own circuit"
+SHUFFLED_ENTRY, CEILING_ENTRY = "heads dealt anew (dotted, hollow)", "other prompts; own circuit"
 
 
 def draw_comparison(table: pd.DataFrame, model: str, measure: str, look: ModelLook) -> Drawing:
@@ -122,18 +123,21 @@ def draw_matched(table: pd.DataFrame, group: str) -> Drawing:
     there = set(zip(table["measure"], table["at"], strict=True))
     rows = [key for key in MATCHED if key in there]
     panels, tasks = task_panels(table, len(rows), 200)
-    grey = ModelLook(NOISE, "circle", "solid")
+    grey, apart = ModelLook(NOISE, "circle", "solid"), 0.2 if table["step"].nunique() == 1 else 0.025
     for column, task in enumerate(tasks, 1):
         for row, (measure, at) in enumerate(rows, 1):
             part = table[(table["task"] == task) & (table["measure"] == measure) & (table["at"] == at)]
-            for names, (entry, look) in NAMES.items():
+            for place, (names, (entry, look)) in enumerate(NAMES.items()):
                 of_names = part[part["names"] == names].round(4)
                 hover = ("low", "high", "shuffled_floor", "chance_floor", "n_pairs")
-                panels.draw(Line(of_names, "value", entry, look, interval=("low", "high"), hover=hover), row, column)
-                alone = len(of_names) == 1
-                hollow = replace(look, symbol=f"{look.symbol}-open")
-                line = Line(of_names, "shuffled_floor", SHUFFLED_ENTRY, hollow, dash="dot", markers=alone, width=1.2)
+                # Of one step there are marks and bars, which would hide each other.
+                aside = apart * (place - 1) if len(of_names) == 1 else 0
+                ends = ("low", "high")
+                line = Line(of_names, "value", entry, look, interval=ends, hover=hover, aside=aside)
                 panels.draw(line, row, column)
+                hollow = replace(look, symbol=f"{look.symbol}-open")
+                floor = replace(line, value="shuffled_floor", name=SHUFFLED_ENTRY, look=hollow, interval=None, hover=())
+                panels.draw(replace(floor, dash="dot", markers=len(of_names) == 1, width=1.2), row, column)
             ceiling = part.groupby(["step", "tokens"])["noise_floor"].mean().to_frame().reset_index()
             alone = len(ceiling) == 1
             panels.draw(Line(ceiling, "noise_floor", CEILING_ENTRY, grey, markers=alone, width=1), row, column)
@@ -141,8 +145,53 @@ def draw_matched(table: pd.DataFrame, group: str) -> Drawing:
     panels.name_rows(MATCHED[key] for key in rows)
     return panels.done(
         f"Is the circuit the same in the seeds of {group}, whatever its heads are called?",
-        "Means over pairs of seeds, with 95% intervals over seeds; dotted and hollow: floors by shuffled matches",
+        "Means over pairs of seeds, with 95% intervals over seeds; dotted, hollow: heads dealt anew",
     )
+
+
+def draw_stability(table: pd.DataFrame) -> Drawing:
+    """How similar matched heads of seeds are by layer, from rows of `same_circuit`, at each group's last step."""
+    groups = by_model(table.rename(columns={"group": "model"}))
+    looks = model_looks(group for group, _ in groups)
+    names = [name for name in NAMES if (table["names"] == name).any()]
+    figure, width = row_of_panels([f"{NAMES[name][0][0].upper()}{NAMES[name][0][1:]}" for name in names], 420)
+    for column, name in enumerate(names, 1):
+        for nth, (group, rows) in enumerate(groups):
+            of_group = rows[(rows["names"] == name) & (rows["step"] == rows["step"].max())].round(4)
+            layers = of_group["at"].str.removeprefix("layer ").astype(int)
+            look, x = looks[group], layers + 0.08 * (nth - (len(groups) - 1) / 2)
+            reach = (of_group["high"] - of_group["value"]).fillna(0)
+            for value, entry, mark, line in (
+                ("value", group, "", {"width": 2}),
+                ("shuffled_floor", SHUFFLED_ENTRY, "-open", {"width": 1.2, "dash": "dot"}),
+            ):
+                figure.add_scatter(
+                    x=x,
+                    y=of_group[value],
+                    error_y={"array": reach if value == "value" else None, "thickness": 1.2, "width": 3},
+                    name=entry,
+                    legendgroup=group,
+                    mode="lines+markers",
+                    line={"color": paint(look.colour), **line},
+                    marker={"symbol": look.symbol + mark, "size": 7},
+                    customdata=of_group[["step", "n_pairs", "low", "high"]].assign(layer=layers).to_numpy(),
+                    hovertemplate=f"<b>{group}</b>, {value.replace('_', ' ')}<br>layer %{{customdata[4]}}, step "
+                    "%{customdata[0]:,}: %{y:.3f}<br>95%: %{customdata[2]} to %{customdata[3]} "
+                    "(%{customdata[1]} pairs)<extra></extra>",
+                    row=1,
+                    col=column,
+                )
+    drawing = finish(
+        figure,
+        "How similar are the matched heads of seeds, layer by layer?",
+        "Mean cosine of their signatures over pairs of seeds, with 95% intervals over seeds",
+        width=width,
+        height=392,
+    )
+    figure.update_xaxes(title_text="layer", dtick=1, title_font_size=12, tickfont_size=11)
+    figure.update_yaxes(range=[-0.05, 1.05])
+    figure.update_yaxes(title_text="cosine", row=1, col=1)
+    return drawing
 
 
 def _over_pairs(part: pd.DataFrame) -> pd.DataFrame:
@@ -230,22 +279,24 @@ def draw(results: Results) -> dict[str, Drawing]:
         sides = rows.assign(task=[task for task, _ in names], model=[method for _, method in names])
         title = f"Do methods find one circuit of {model}?"
         drawn[f"comparison_methods_{model}"] = draw_between(sides, measure, "methods", title)
-    for group, rows in _matched(results):
-        drawn[f"comparison_matched_{group}"] = draw_matched(escaped(rows), as_text(group))
+    if ComparisonFolder(results.store.root).has("same_circuit"):
+        drawn |= _draw_same(results)
     return drawn
 
 
-def _matched(results: Results) -> Iterator[tuple[str, pd.DataFrame]]:
-    """By seeds, the rows of `same_circuit` that are drawn, with the tokens of their steps; none without matches."""
-    if not ComparisonFolder(results.store.root).has("same_circuit"):
-        return
+def _draw_same(results: Results) -> dict[str, Drawing]:
+    """The figures of matched seeds; none without matches."""
     tokens = results.comparison("similarity", whole=True).groupby("step")["tokens"].first()
-    rows = results.comparison("same_circuit", whole=True)
+    rows = escaped(results.comparison("same_circuit", whole=True))
+    by_layer = rows[rows["measure"] == "similarity"]
     rows = rows[pd.MultiIndex.from_frame(rows[["measure", "at"]]).isin(list(MATCHED))]
     if asked := results.arguments.task:
         rows = rows[rows["task"].isin(asked)]
-    for group, of_group in rows.groupby("group", sort=False):
-        yield str(group), of_group.assign(tokens=of_group["step"].map(tokens))
+    drawn = {
+        f"comparison_matched_{group}": draw_matched(of_group.assign(tokens=of_group["step"].map(tokens)), str(group))
+        for group, of_group in rows.groupby("group", sort=False)
+    }
+    return drawn if by_layer.empty else drawn | {"head_stability": draw_stability(by_layer)}
 
 
 FIGURE = Figure(

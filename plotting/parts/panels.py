@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -39,6 +40,7 @@ class Line:
         interval: columns with the ends of a 95% interval, drawn as a band. The band closes where an end is missing.
         hover: more columns to show on hover.
         legend: legend entry that the line belongs to. Lines of one entry switch on and off together.
+        aside: by which share of the axis to draw it to the right, where marks would hide each other.
     """
 
     table: pd.DataFrame
@@ -53,6 +55,7 @@ class Line:
     legend: str | None = None
     width: float = 2
     opacity: float = 1
+    aside: float = 0
 
 
 def _reasons(rows: pd.DataFrame) -> list[str]:
@@ -138,6 +141,8 @@ class Panels:
         """Add a line, and its band, to the panel at `row`, `column` (from 1)."""
         table = line.table.sort_values("step")
         x = self.axis.position(table["tokens"])
+        if line.aside:
+            x *= 10 ** (line.aside * float(np.ptp(self.axis.range())))
         y = table[line.value].astype(float)
         entry = line.legend or line.name
         where = {"row": row, "col": column}

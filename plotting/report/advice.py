@@ -12,11 +12,13 @@ from circuits_over_time.utils.tasks.registry import TASKS, task_label
 
 from ..parts.style import task_order
 from ..parts.tables import Results
+from .heads import sound_matches
 
 # A kind of every analysis, and what the analysis measures.
 ANALYSES = {
     "graphs": "circuits",
     "transfer": "circuits in the models of neighbouring checkpoints and of other tasks",
+    "matched_transfer": "circuits of other models in this one, by matched heads",
     "task_performance": "how well the tasks are done",
     "components": "induction, previous-token, duplicate-token and copy scores of heads",
     "successor": "succession scores of heads",
@@ -24,6 +26,7 @@ ANALYSES = {
     "ioi_consistency": "the IOI algorithm, and which heads hold its roles",
     "greater_than_consistency": "the greater-than algorithm, and which heads and MLPs hold its roles",
 }
+IN_OTHERS = ("transfer", "matched_transfer")
 NEEDS = {
     "components": TASKS,
     "successor": TASKS,
@@ -71,9 +74,9 @@ def also_possible(results: Results) -> list[Advice]:
     baselines = results.table_if_any("baselines")
     there = set() if baselines is None else set(baselines.loc[baselines["status"].isin(WITH_CIRCUIT), "model"])
     with_circuit = {model: of_model for model, of_model in runs.items() if model in there}
-    found = [
-        advice for kind in ANALYSES for advice in _further(results, kind, with_circuit if kind == "transfer" else runs)
-    ]
+    matched = {model: of_model for model, of_model in with_circuit.items() if sound_matches(results, model)}
+    among = {"transfer": with_circuit, "matched_transfer": matched}
+    found = [advice for kind in ANALYSES for advice in _further(results, kind, among.get(kind, runs))]
     compared = any(ComparisonFolder(results.store.root).path.glob("*.csv"))
     if not compared and any(len(steps) > 1 for steps in _stored_circuits(results)):
         found.append(Advice(COMPARISON, how_to_compare(results.store.root)))
@@ -89,7 +92,7 @@ def _further(results: Results, kind: str, runs_by_model: Mapping[str, list[Store
     for group in alike.values():
         models = [wanted["model"] for wanted in group]
         wanted = group[0] | {"model": models[0] if len(models) == 1 else models}
-        made = command(KINDS[kind], wanted, results.store.root, same_script=kind == "transfer")
+        made = command(KINDS[kind], wanted, results.store.root, same_script=kind in IN_OTHERS)
         # Few tokenizers have the words of built-in tasks and of succession. Where no config says that the model's does,
         # a task that was measured must.
         words = NEEDS.get(kind)
@@ -99,14 +102,16 @@ def _further(results: Results, kind: str, runs_by_model: Mapping[str, list[Store
 
 def _wanted(runs: list[StoredRun], kind: str) -> dict[str, Any] | None:
     """The config of a model's runs, with all of their tasks; None if it does not go with the kind."""
-    if kind == "transfer":
+    if kind in IN_OTHERS:
         runs = [run for run in runs if run.kind == "graphs"]
-        if not runs or runs[0].given.get("transfer"):
+        if kind == "matched_transfer":  # which carries circuits of edges
+            runs = [run for run in runs if run.given.get("level") == "edge" and not run.given.get("positions")]
+        if not runs or runs[0].given.get(kind):
             return None
     with_task = [run for run in runs if run.task is not None]
     tasks = task_order(name for run in with_task if (name := run.given_task(run.task)))
     task = {"task": tasks[0] if len(tasks) == 1 else tasks} if tasks else {}
-    again = {"overwrite": True} if kind == "transfer" and any(run.outdated for run in runs) else {}
+    again = {"overwrite": True} if kind in IN_OTHERS and any(run.outdated for run in runs) else {}
     return (with_task or runs)[0].given | task | again
 
 

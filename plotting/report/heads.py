@@ -42,7 +42,7 @@ def head_records(results: Results) -> tuple[list[dict[str, Any]], dict[str, str]
             for (layer, head), first, last, n in spans.agg(["min", "max", "size"]).astype(int).itertuples():
                 at = {"first": first, "last": last, "n": n, "of": n_steps}
                 roles.append({"head": (int(layer), int(head)), "role": role, **at})
-        records.append(_record(model, own, roles, _held(results, model)) | {"matches": _matches(results, model)})
+        records.append(_record(model, own, roles, _held(results, model)) | {"matches": sound_matches(results, model)})
     return records, meanings
 
 
@@ -79,7 +79,7 @@ def _held(results: Results, model: str) -> dict[int, dict[str, list[int]]]:
     }
 
 
-def _matches(results: Results, model: str) -> dict[str, str]:
+def sound_matches(results: Results, model: str) -> dict[str, str]:
     """Head -> its matches in other models; none if the table is damaged, which the figures of comparisons say."""
     try:
         return matches_of(results, model)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import permutations
 
 import numpy as np
 import pandas as pd
@@ -92,6 +94,26 @@ def test_layers_stay_within_reach() -> None:
     for reach in (0, 1):
         table = Matcher(first, second, "function", MatchConfig(layers=reach)).table(CONFIG)
         assert (table["layer"] - table["other_layer"]).abs().max() == reach
+
+
+@pytest.mark.parametrize("signature", SIGNATURES)
+def test_stability_is_the_mean_over_a_layers_matches_beside_all_deals_of_its_heads(signature: Signature) -> None:
+    first, second = made(7, heads=3), made(8, heads=3)
+    graph = Graph(LAYERS, 3, parallel=True)
+    match = Match((graph, graph), (first, second), CONFIG)
+    rows = [row for row in match.stability() if row["names"] == signature]
+    points = match.matchers[signature].points(match.matchers[signature].half(0))
+    assert [row["at"] for row in rows] == ["layer 0", "layer 1", "layer 2"]
+    for layer, row in enumerate(rows):
+        pairs = match.tables[signature].query(f"layer == {layer}")
+        others = points[1][3 * pairs["other_layer"] + pairs["other_head"]]
+
+        def mean(heads: Sequence[int], layer: int = layer, others: np.ndarray = others) -> float:
+            return float((points[0][[3 * layer + head for head in heads]] * others).sum(1).mean())
+
+        assert row["value"] == pytest.approx(mean(pairs["head"].tolist()))
+        deals = [mean([dealt[head] for head in pairs["head"]]) for dealt in permutations(range(3))]
+        assert row["shuffled_floor"] == pytest.approx(np.mean(deals))
 
 
 def test_lifetimes_overlap_by_the_names_of_the_matches() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,15 @@ from torch import nn
 from circuits_over_time.edge_attribution_patching.model.weights import read_weights
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.heads import learning_coefficients as module
-from circuits_over_time.utils.heads.learning_coefficients import EngineModel, estimate, sample_losses
+from circuits_over_time.utils.heads.learning_coefficients import EngineModel, Text, estimate, sample_losses
 from circuits_over_time.utils.heads.learning_keys import SamplerKeys
 from circuits_over_time.utils.results.store import Store
 from circuits_over_time.utils.sweep.runner import main
+from circuits_over_time.utils.toy.batches import TextSource
+from circuits_over_time.utils.toy.keys import ModelConfig, TextConfig
+from circuits_over_time.utils.toy.text import vocabulary_texts
+from circuits_over_time.utils.toy.tokenizer import build_tokenizer
+from circuits_over_time.utils.toy.training import mean_loss, new_model
 from get_learning_coefficients_over_time import ANALYSIS
 from tests.support.random_models import random_model
 
@@ -30,12 +36,26 @@ TOKENS = torch.randint(1, 97, (6, 9), generator=torch.Generator().manual_seed(1)
 def test_the_loss_is_that_of_the_hugging_face_model_and_every_parameter_counts(architecture: str) -> None:
     model = random_model(architecture)
     own = EngineModel(read_weights(model))
-    losses = own.losses(TOKENS)
+    losses = own.losses(Text.joined(TOKENS))
     logits = model(TOKENS).logits[:, :-1].transpose(1, 2)
     expected = nn.functional.cross_entropy(logits, TOKENS[:, 1:], reduction="none")
     torch.testing.assert_close(losses, expected, atol=2e-5, rtol=1e-4)
     losses.mean().backward()
     assert all(parameter.grad is not None for parameter in own.parameters())
+
+
+def test_a_toy_familys_text_has_the_loss_of_its_training(tmp_path: Path) -> None:
+    """The trainer's own mean, which masks documents from each other and leaves out what nobody can know."""
+    config, manifest = TextConfig(rows=5), tmp_path / "family.json"
+    manifest.write_text(json.dumps({"steps": [0, 7], "config": {"text": config.model_dump()}}))
+    tokenizer = build_tokenizer(vocabulary_texts(), 64)
+    model = new_model(ModelConfig(n_layers=2, d_model=32, d_mlp=32), len(tokenizer))
+    text = Text.of_family(manifest, tokenizer, 5, seed=3)
+    expected = mean_loss(model, TextSource(config, tokenizer, seed=3).batch(7))
+    torch.testing.assert_close(EngineModel(read_weights(model)).losses(text).mean(), expected, atol=1e-5, rtol=1e-5)
+    manifest.write_text("{}")
+    with pytest.raises(UserError, match="is missing, damaged, or of a toy family whose tokeni"):
+        Text.of_family(manifest, tokenizer, 5, seed=3)
 
 
 def test_a_head_has_its_own_rows_and_no_keys_that_it_shares() -> None:
@@ -50,7 +70,7 @@ def test_weights_that_overflow_give_a_loss_that_ends_the_chain() -> None:
     own = EngineModel(read_weights(random_model()))
     with torch.no_grad():
         own.get_parameter("layers/0/W_O").fill_(torch.inf)
-    losses = own.losses(TOKENS)
+    losses = own.losses(Text.joined(TOKENS))
     assert losses.shape == (6, 8)
     assert losses.isnan().all()
     losses.mean().backward()
@@ -84,9 +104,14 @@ def test_a_singular_loss_has_less_than_half_of_its_dimensions() -> None:
 @pytest.mark.parametrize(
     ("trace", "reason"),
     [
-        ([[1.0, 1.1, 1.2], [1.0, torch.nan, torch.nan]], "1 of 2 chains diverged; lower sampler.lr"),
-        ([[0.5, 0.6, 0.7], [0.5, 0.6, 0.7]], "negative: the checkpoint is no minimum, or sampler.lr is too high"),
-        ([[1.1, 1.2, 1.3], [3.1, 3.2, 3.3]], "chains have not converged (R-hat 14.1"),
+        ([[1.0, 1.1, 1.2, 1.1], [1.0, *[torch.nan] * 3]], "1 of 2 chains diverged; lower sampler.lr"),
+        (
+            [[0.5, 0.6, 0.7, 0.6], [0.5, 0.6, 0.7, 0.6]],
+            "negative: the checkpoint is no minimum, or sampler.lr is too high",
+        ),
+        ([[1.1, 1.2, 1.2, 1.1], [3.1, 3.2, 3.2, 3.1]], "chains have not converged (R-hat 16.3"),
+        # Chains that drift together differ from nothing but themselves.
+        ([[1.1, 1.2, 3.1, 3.2], [1.2, 1.1, 3.2, 3.1]], "chains have not converged (R-hat 16.3"),
     ],
 )
 def test_chains_that_do_not_converge_say_so(trace: list[list[float]], reason: str) -> None:
@@ -122,15 +147,16 @@ class Quadratic(nn.Module):
         super().__init__()
         self.w = nn.Parameter(torch.zeros(4))
 
-    def losses(self, tokens: torch.Tensor) -> torch.Tensor:
-        return (self.w.square().sum() / 2).expand(len(tokens), tokens.shape[1] - 1)
+    def losses(self, text: Text) -> torch.Tensor:
+        return (self.w.square().sum() / 2).expand(text.weight.shape)
 
 
 @installed
 def test_devinterps_chains_find_that_of_a_quadratic_loss() -> None:
     """With localization g the draws' precision is n_beta + g, and d / 2 comes out as n_beta / (n_beta + g) of it."""
     keys = SamplerKeys(lr=2e-3, n_beta=100, localization=25, num_draws=2000, num_burnin_steps=200, batch_size=2)
-    trace, initial = sample_losses(Quadratic(), torch.ones(4, 3, dtype=torch.long), keys, None, 0)  # type: ignore[arg-type]
+    text = Text.joined(torch.ones(4, 3, dtype=torch.long))
+    trace, initial = sample_losses(Quadratic(), text, keys, None, 0)  # type: ignore[arg-type]
     assert trace.shape == (3, 2000)
     assert initial == 0
     found: dict[str, Any] = estimate(trace, initial, keys.n_beta)

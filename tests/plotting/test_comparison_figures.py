@@ -190,11 +190,35 @@ def test_seeds_by_matched_names_stand_beside_the_given_ones_over_their_floors(se
             assert set(band.y) == {0.05, 0.9}
         floors = on_panel(figure, panel, SHUFFLED_ENTRY)
         assert [set(line.y) for line in floors] == [{0.02}] * 3
-        # Where one step is all there is, marks tell a floor from what stands above it.
+        # Where one step is all there is, marks tell a floor from what stands above it, side by side.
         assert all(line.marker.symbol.endswith("-open") for line in floors)
         (ceiling,) = on_panel(figure, panel, CEILING_ENTRY)
         assert list(ceiling.y) == pytest.approx([0.95, 0.95])
     assert "comparison_matched_toy" not in comparison(seeds)
+
+
+def test_the_stability_of_heads_is_drawn_by_layer_over_heads_dealt_anew(seeds: Store, tmp_path: Path) -> None:
+    store = with_matches(seeds, tmp_path)
+    assert "head_stability" not in comparison(store)
+    folder = ComparisonFolder(tmp_path)
+    same, run = folder.read("same_circuit"), folder.read_run()
+    rows = [("toy", "attention", layer, step, 0.1 * layer) for layer in range(12) for step in (5, 64)]
+    rows = [*rows, *(("toy", "function", layer, 64, 0.5) for layer in (0, 1)), ("wide", "attention", 0, 64, 0.9)]
+    table = pd.DataFrame(rows, columns=["group", "names", "at", "step", "value"])
+    table = table.assign(measure="similarity", shuffled_floor=table["value"] - 0.05, high=table["value"] + 0.03)
+    table["at"] = "layer " + table["at"].astype(str)
+    tables = {name: folder.read(name) for name in COMPARISONS if folder.has(name)}
+    folder.write_all(tables | {"same_circuit": pd.concat([same, table])}, run)
+    figure = comparison(store)["head_stability"]
+    function, floor, attention, floors, wide, _ = (line for line in figure.data if len(line.x))
+    titles = [title.text for title in figure.layout.annotations]
+    assert titles == ["Heads matched by function", "Heads matched by attention"]
+    assert list(attention.y) == pytest.approx(0.1 * np.arange(12))  # of the last step alone
+    assert list(np.round(attention.x)) == list(range(12))
+    assert list(floors.y) == pytest.approx(0.1 * np.arange(12) - 0.05)
+    assert list(attention.error_y.array) == pytest.approx([0.03] * 12)
+    assert (list(function.y), list(floor.y), wide.name, list(wide.y)) == ([0.5, 0.5], [0.45, 0.45], "wide", [0.9])
+    assert (attention.xaxis, function.xaxis, wide.x[0] > attention.x[0]) == ("x2", "x", True)
 
 
 def test_a_heads_matches_are_named_where_the_head_is_shown(seeds: Store, tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from circuits_over_time.plotting.parts.tables import Results
+from circuits_over_time.plotting.report.advice import also_possible
 from circuits_over_time.utils.comparison.keys import ComparisonConfig
 from circuits_over_time.utils.comparison.matched import transfer_rows
 from circuits_over_time.utils.comparison.matching import SIGNATURES, Matcher, Signature, common_signatures
@@ -21,6 +23,7 @@ from circuits_over_time.utils.sweep.runner import main
 from compare_circuits import main as compare
 from get_circuits_over_time import ANALYSIS as CIRCUITS
 from get_head_signatures import ANALYSIS as SIGNATURES_OF_HEADS
+from tests.support.commands import run_command
 from tests.support.paths import DATA, TOY
 from tests.support.random_models import random_model
 from tests.support.task_tokenizers import words
@@ -88,7 +91,10 @@ def carried(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main(SIGNATURES_OF_HEADS, given) == 0
     few = ["resamples=100", "pairs=100", "permutations=99", "emergence.sustained=1"]
     assert compare([f"results_dir={root}", "match_heads=true", "between=none", *few]) == 0
-    assert main(CIRCUITS, [*circuits, "matched_transfer=true"]) == 0
+    # The report says how to go on.
+    suggested = [advice.command for advice in also_possible(Results(Store(root), in_report=True))]
+    (command,) = [command for command in suggested if "matched_transfer=true" in command]
+    assert run_command(command) == 0
     return root
 
 

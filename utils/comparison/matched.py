@@ -122,6 +122,24 @@ class Match:
         frames = [table.assign(**stamp, signature=signature) for signature, table in self.tables.items()]
         return pd.concat(frames, ignore_index=True)[list(COMPARISONS["matches"])]
 
+    def stability(self) -> Iterator[dict[str, object]]:
+        """Rows of `matched`: how similar each layer's heads are to their matches, and dealt anew."""
+        first, second = self.signatures
+        for signature, matcher in self.matchers.items():
+            # [head of the first, head of the second], by layers of the first.
+            similarity = similarities(*matcher.points(matcher.half(0))).reshape(*first.shape[:2], -1)
+            table = self.tables[signature]
+            for layer in sorted(set(table["layer"])):
+                rows = table[table["layer"] == layer]
+                others = rows["other_layer"] * second.shape[1] + rows["other_head"]
+                yield {
+                    "at": f"layer {layer}",
+                    "measure": "similarity",
+                    "names": signature,
+                    "value": rows["similarity"].mean(),
+                    "shuffled_floor": similarity[layer][:, others].mean(),
+                }
+
     @cached_property
     def names(self) -> list[Names]:
         """By the given names, where both models have one shape, and by every signature."""

@@ -119,12 +119,7 @@ def require_signatures(store: Store, config: ComparisonConfig, models: Iterable[
 def common_signatures(
     store: Store, config: ComparisonConfig, first: str, second: str
 ) -> tuple[HeadSignatures, HeadSignatures] | None:
-    """The signatures of two models at the last step that both have, of the tasks that both have; None without any.
-
-    Raises:
-        UserError: as `require_signatures`.
-    """
-    require_signatures(store, config, (first, second))
+    """The signatures of two models at the last step that both have, of the tasks that both have; None without any."""
     tasks = sorted(set(store.tasks("signatures", first)) & set(store.tasks("signatures", second)))
     steps = [set(store.folder("signatures", model, task).steps()) for model in (first, second) for task in tasks]
     found = [step for step in sorted(set.intersection(*steps)) if config.match.step in (None, step)] if steps else []

@@ -238,7 +238,7 @@ def _matched_tables(plan: _Plan, tables: Mapping[str, pd.DataFrame], progress: P
             continue
         match = Match((of_model[pair[0]][0].model_graph, of_model[pair[1]][0].model_graph), signatures, plan.config)
         matches.append(match.table())
-        found = list(other_rows(match, pair, tables, roles))
+        found = [*match.stability(), *other_rows(match, pair, tables, roles)]
         for first in of_model[pair[0]]:
             for second in of_model[pair[1]]:
                 if first.task == second.task and first.graph == first.model_graph:  # Of edges, told apart by no role.

@@ -141,6 +141,8 @@ def _reason(key: Key, reasons: list[ErrorDetails], schema: type[pydantic.BaseMod
     if first["type"] == "literal_error" and isinstance(first["input"], str):
         close = closest(first["input"], re.findall(r"'([^']*)'", expected[0]))
     default = why = ""
+    if isinstance(first["input"], str) and "a list" in expected and len(_shown(first["input"])) < 60:
+        why = f"; write [{first['input']}]"
     if field is not None:
         if field.default is not PydanticUndefined and isinstance(key[-1], str):  # A member of a list has no default.
             default = f" (default: {_shown(field.default)})"

@@ -16,13 +16,13 @@ import logging
 import math
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from circuits_over_time.edge_attribution_patching.graph import head_named
@@ -32,10 +32,15 @@ from circuits_over_time.edge_attribution_patching.model.packed_tokens import Pac
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 from circuits_over_time.edge_attribution_patching.statistics import standard_error
 
+from ..base.errors import UserError
+from ..base.files import read_json
 from ..models.checkpoint import LoadedCheckpoint
 from ..results.kinds import KINDS
 from ..results.store import Result
 from ..tasks.vocabulary import require_embedded
+from ..toy.batches import TextSource
+from ..toy.family import MANIFEST
+from ..toy.keys import TextConfig
 from .corpus import Corpus, draw_sequences
 from .learning_keys import LearningConfig, SamplerKeys, require_devinterp, require_fit
 
@@ -49,6 +54,51 @@ NO_PARAMETERS = ("attn_norm", "V_mean", "rotary")
 HEAD_PARAMETERS = ("W_qkv", "b_qkv", "W_O")
 
 
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """Sequences of tokens.
+
+    Attributes:
+        begins: where attention begins anew.
+        weight: by which the loss of each token but the first counts; 1 in the mean.
+    """
+
+    tokens: Int[Tensor, "sequence position"]
+    begins: Bool[Tensor, "sequence position"]
+    weight: Float[Tensor, "sequence position-1"]
+
+    @classmethod
+    def joined(cls, tokens: Int[Tensor, "sequence position"]) -> Text:
+        """Running text: attention goes back to the beginning of the sequence."""
+        begins = (torch.arange(tokens.shape[1]) == 0).expand(tokens.shape)
+        return cls(tokens, begins, torch.ones_like(tokens[:, 1:], dtype=torch.float32))
+
+    @classmethod
+    def of_family(cls, manifest: Path, tokenizer: PreTrainedTokenizerBase, n: int, seed: int) -> Text:
+        """What a toy family would have read next, packed as in its training; a UserError if the file is none of one."""
+        about = read_json(manifest) or {}
+        try:
+            keys, first = TextConfig(**about["config"]["text"]), about["steps"][-1]
+            source = TextSource(keys, tokenizer, seed)
+        except (KeyError, TypeError, ValueError):
+            raise UserError(
+                f"corpus: {manifest} is missing, damaged, or of a toy family whose tokenizer is not the model's; name "
+                "that of the model's own family, or other text"
+            ) from None
+        batches = [source.batch(first + number) for number in range(-(-n // keys.rows))]
+        tokens, documents, learned = (
+            torch.cat([getattr(batch, name) for batch in batches])[:n] for name in ("tokens", "documents", "learned")
+        )
+        begins = documents < 0
+        begins[:, 0] = True
+        begins[:, 1:] |= documents[:, 1:] != documents[:, :-1]
+        return cls(tokens, begins, learned[:, 1:] / learned[:, 1:].float().mean())
+
+    def rows(self, numbers: Int[Tensor, " row"]) -> Text:
+        """Some of the sequences."""
+        return Text(self.tokens[numbers], self.begins[numbers], self.weight[numbers])
+
+
 class EngineModel(nn.Module):
     """The engine's weights as parameters, by their names (`layers.0.W_qkv`), and the loss of every next token."""
 
@@ -56,21 +106,32 @@ class EngineModel(nn.Module):
         super().__init__()
         self.weights = weights
         self.names: dict[str, str] = {}  # A name with dots -> that of the parameter
-        for name, tensor in _tensors_of(weights):
-            self.names[name] = name.replace(".", "/")
-            self.register_parameter(self.names[name], nn.Parameter(tensor.detach().float().clone()))
+        seen: set[int] = set()
 
-    def losses(self, tokens: Int[Tensor, "sequence position"]) -> Float[Tensor, "sequence position-1"]:
-        """Nats of each token but the first; NaN, which ends a chain, where activations are not finite."""
+        def add(name: str, tensor: Tensor) -> Tensor:
+            """A tied output layer comes once, and what is zero throughout, as biases of most models, not at all."""
+            if tensor.data_ptr() not in seen and bool(tensor.any()):
+                self.names[name] = name.replace(".", "/")
+                self.register_parameter(self.names[name], nn.Parameter(tensor.detach().float().clone()))
+            seen.add(tensor.data_ptr())
+            return tensor
+
+        _mapped(weights, add)
+
+    def losses(self, text: Text) -> Float[Tensor, "sequence position-1"]:
+        """Nats of each token but the first, weighted; NaN, which ends a chain, where activations are not finite."""
         own = {name: getattr(self, parameter) for name, parameter in self.names.items()}
-        weights = _with_tensors(self.weights, own)
-        layout = PackedTokens.whole(torch.full((len(tokens),), tokens.shape[1])).made_for(weights)
+        weights: ModelWeights = _mapped(self.weights, lambda name, tensor: own.get(name, tensor))
+        if "unembed" not in own:
+            weights = dataclasses.replace(weights, unembed=own["embed"])
+        tokens, starts = text.tokens, text.begins.flatten().nonzero()[:, 0]
+        layout = PackedTokens.whole(torch.diff(starts, append=torch.tensor([tokens.numel()]))).made_for(weights)
         try:
             final = forward(weights, layout, embed(weights, layout, tokens.flatten()))
             logits = unembed(weights, final).view(*tokens.shape, -1)[:, :-1]
         except FloatingPointError:
             return next(iter(own.values())).sum() * torch.full((len(tokens), tokens.shape[1] - 1), torch.nan)
-        return nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
+        return nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none") * text.weight
 
     def head_masks(self, layer: int, head: int) -> dict[str, Tensor]:
         """What belongs to one head: its rows of q, of k and v too unless other heads share them, and what it writes."""
@@ -85,61 +146,40 @@ class EngineModel(nn.Module):
         return masks
 
 
-def _tensors_of(record: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The floating-point fields of a record and of those in it, by name. A tied output layer comes once, and what is
-    zero throughout not at all: such biases are no parameters of most models."""
-    seen: set[int] = set()
-    for field in dataclasses.fields(record):
-        value = getattr(record, field.name)
-        parts = enumerate(value) if isinstance(value, tuple) else ()
-        if (
-            isinstance(value, Tensor)
-            and value.is_floating_point()
-            and field.name not in NO_PARAMETERS
-            and bool(value.any())
-        ):
-            if value.data_ptr() not in seen:
-                yield prefix + field.name, value
-            seen.add(value.data_ptr())
-        elif dataclasses.is_dataclass(value) and field.name not in NO_PARAMETERS:
-            yield from _tensors_of(value, f"{prefix}{field.name}.")
-        for number, part in parts:
-            if dataclasses.is_dataclass(part):
-                yield from _tensors_of(part, f"{prefix}{field.name}.{number}.")
-
-
-def _with_tensors(record: Any, own: dict[str, Tensor], prefix: str = "") -> Any:
-    """The same record with other tensors, by the names of `_tensors_of`."""
+def _mapped(record: Any, take: Callable[[str, Tensor], Tensor], prefix: str = "") -> Any:
+    """The same record with what `take` makes of each floating-point field, and of those in it, by name."""
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(record):
         name, value = prefix + field.name, getattr(record, field.name)
-        if name in own:
-            changes[field.name] = own[name]
+        if field.name in NO_PARAMETERS:
+            continue
+        if isinstance(value, Tensor) and value.is_floating_point():
+            changes[field.name] = take(name, value)
         elif isinstance(value, tuple):
             changes[field.name] = tuple(
-                _with_tensors(part, own, f"{name}.{number}.") if dataclasses.is_dataclass(part) else part
+                _mapped(part, take, f"{name}.{number}.") if dataclasses.is_dataclass(part) else part
                 for number, part in enumerate(value)
             )
-        elif dataclasses.is_dataclass(value) and field.name not in NO_PARAMETERS:
-            changes[field.name] = _with_tensors(value, own, f"{name}.")
-    if isinstance(record, ModelWeights) and "unembed" not in own:
-        changes["unembed"] = own["embed"]
+        elif dataclasses.is_dataclass(value):
+            changes[field.name] = _mapped(value, take, f"{name}.")
     return dataclasses.replace(record, **changes)
 
 
-def prepare(
-    config: LearningConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape
-) -> Int[Tensor, "sequence position"]:
+def prepare(config: LearningConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape) -> Text:
     """Draw the text; a UserError if devinterp is not installed, there is too little text, or no such head."""
     require_devinterp()
     require_fit(config, shape)
-    corpus = Corpus(config.corpus, config.corpus_split, config.corpus_field)
-    tokens = torch.tensor(draw_sequences(corpus, tokenizer, config.n_sequences, config.seq_len, config.seed))
-    require_embedded(tokens, shape.d_vocab, "corpus", tokenizer.batch_decode(tokens))
-    return tokens
+    if (manifest := Path(config.corpus)).name == MANIFEST:
+        text = Text.of_family(manifest, tokenizer, config.n_sequences, config.seed)
+    else:
+        corpus = Corpus(config.corpus, config.corpus_split, config.corpus_field)
+        drawn = draw_sequences(corpus, tokenizer, config.n_sequences, config.seq_len, config.seed)
+        text = Text.joined(torch.tensor(drawn))
+    require_embedded(text.tokens, shape.d_vocab, "corpus", tokenizer.batch_decode(text.tokens))
+    return text
 
 
-def measure(checkpoint: LoadedCheckpoint, config: LearningConfig, inputs: Tensor, task: None) -> dict[str, Result]:
+def measure(checkpoint: LoadedCheckpoint, config: LearningConfig, inputs: Text, task: None) -> dict[str, Result]:
     """One row for the whole model, and one for each head asked for."""
     model, shape = EngineModel(checkpoint.weights), checkpoint.weights
     every = [(layer, head) for layer in range(shape.n_layers) for head in range(shape.n_heads)]
@@ -157,7 +197,7 @@ def measure(checkpoint: LoadedCheckpoint, config: LearningConfig, inputs: Tensor
 
 def sample_losses(
     model: EngineModel,
-    tokens: Int[Tensor, "sequence position"],
+    text: Text,
     keys: SamplerKeys,
     masks: dict[str, Tensor] | None,
     seed: int,
@@ -166,7 +206,9 @@ def sample_losses(
     from datasets import Dataset
     from devinterp.slt.sampling import sample  # type: ignore[import-not-found]
 
-    dataset = Dataset.from_dict({"input_ids": tokens.tolist()}).with_format("torch")
+    # Numbers of sequences in place of their tokens, for what belongs to them.
+    numbers = torch.arange(len(text.tokens))[:, None].expand(text.tokens.shape)
+    dataset = Dataset.from_dict({"input_ids": numbers.tolist()}).with_format("torch")
     logging.getLogger("devinterp").setLevel(logging.WARNING)
     quiet = contextlib.redirect_stderr(io.StringIO())  # Its bars would break ours.
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), quiet, torch.random.fork_rng():
@@ -177,7 +219,7 @@ def sample_losses(
             {},
             **keys.model_dump(),
             param_masks=masks,
-            loss_fn=lambda sampled, ids: sampled.losses(ids),
+            loss_fn=lambda sampled, ids: sampled.losses(text.rows(ids[:, 0])),
             init_seed=seed,
             match_sampling_input_ids_across_chains=False,  # The error over chains counts which text they read.
             device="cpu",
@@ -191,10 +233,12 @@ def sample_losses(
 def estimate(trace: Float[Tensor, "chain draw"], initial: float, n_beta: float) -> dict[str, Any]:
     """The LLC of losses of draws after burn-in, its error over chains, R-hat, and why not to trust it, if so."""
     by_chain = n_beta * (trace.mean(dim=1) - initial)
-    # Gelman and Rubin: the spread between chains' means against that within chains.
-    n_chains, n_draws = trace.shape
-    within, between = trace.var(dim=1).mean(), trace.mean(dim=1).var()
-    r_hat = float(torch.sqrt((n_draws - 1) / n_draws + between / within))
+    # Gelman and Rubin: the spread between chains' means against that within chains. Halves of chains count as chains,
+    # or all could drift together.
+    n_chains, n_half = len(trace), trace.shape[1] // 2
+    halves = torch.cat((trace[:, -2 * n_half : -n_half], trace[:, -n_half:]))
+    within, between = halves.var(dim=1).mean(), halves.mean(dim=1).var()
+    r_hat = float(torch.sqrt((n_half - 1) / n_half + between / within))
     llc, error, reason = float(by_chain.mean()), standard_error(by_chain), None
     if not math.isfinite(llc):
         failed = int((~trace.isfinite()).any(dim=1).sum())

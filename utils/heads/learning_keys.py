@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def _heads(names: list[str]) -> list[str]:
     for name in different(names) if names else ():
         if name != "all" and head_named(name) is None:
-            raise ValueError(f"'{name}' names no head; write all, or names such as a3.h1")
+            raise ValueError(f"'{name}' names no head; write [all], or names such as [a3.h1, a4.h0]")
     return names
 
 
@@ -39,7 +39,7 @@ class SamplerKeys(Section):
     """How strongly draws are held near the checkpoint."""
     num_chains: int = amount(3, 2, most=1000)
     """How many chains."""
-    num_draws: int = amount(100, 2, most=1_000_000)
+    num_draws: int = amount(100, 4, most=1_000_000)
     """Draws of each chain after burn-in."""
     num_burnin_steps: int = amount(50, 0, most=1_000_000)
     """Steps before the first draw."""
@@ -53,7 +53,8 @@ class LearningConfig(BaseConfig):
     """Keys of get_learning_coefficients_over_time.py. `batch_size` is that of `sampler`."""
 
     corpus: Annotated[str, AfterValidator(at_home)] = key(..., min_length=1, file=True)
-    """The text whose loss counts: as for [copy suppression](../docs/heads.md#copy-suppression)."""
+    """The text whose loss counts: as for [copy suppression](../docs/heads.md#copy-suppression), or the `family.json`
+    of a toy family, for rows of its training text."""
     corpus_split: str = key("train", min_length=1)
     """Which split of a data set."""
     corpus_field: str = key("text", min_length=1)
@@ -61,7 +62,7 @@ class LearningConfig(BaseConfig):
     n_sequences: int = amount(256, most=1_000_000)
     """How many sequences there are."""
     seq_len: int = amount(64, 2, most=1_000_000)
-    """Tokens in a sequence."""
+    """Tokens in a sequence; those of a toy family have their own width."""
     heads: Annotated[list[str], AfterValidator(_heads)] = Field([])
     """Heads to estimate by themselves, with all else fixed: `[a3.h1, a4.h0]`, or `[all]`."""
     sampler: SamplerKeys = SamplerKeys()
