@@ -166,6 +166,7 @@ def with_matches(seeds: Store, root: Path) -> Store:
         for number, (task, step, (measure, at), names) in enumerate(keys)
         for place in [list(NAMES).index(names)]
     ]
+    rows.append({"step": 64, "measure": "similarity", "at": "layer 0", "names": "attention", "value": 0.5})
     same = pd.DataFrame(rows).assign(group="toy", low=0.05, high=0.9, noise_floor=0.95, shuffled_floor=0.02)
     pair = {"model": SEEDS[0], "other_model": SEEDS[1], "layer": [0, 1], "head": [3, 2], "other_layer": 1}
     matches = pd.DataFrame({"matched": [True, False], "other_head": [0, 1], **pair}).assign(signature="function")
@@ -178,8 +179,9 @@ def with_matches(seeds: Store, root: Path) -> Store:
 
 
 def test_seeds_by_matched_names_stand_beside_the_given_ones_over_their_floors(seeds: Store, tmp_path: Path) -> None:
-    store = with_matches(seeds, tmp_path)
-    figure = comparison(store)["comparison_matched_toy"]
+    figures = comparison(with_matches(seeds, tmp_path))
+    figure = figures["comparison_matched_toy"]
+    assert "head_stability" in figures
     same = ComparisonFolder(tmp_path).read("same_circuit")
     for panel, (measure, task) in enumerate(itertools.product(("edge_jaccard", "transfer"), ("ioi", None)), 1):
         of_panel = same[(same["measure"] == measure) & (same["task"].eq("ioi") if task else same["task"].isna())]
@@ -197,19 +199,13 @@ def test_seeds_by_matched_names_stand_beside_the_given_ones_over_their_floors(se
     assert "comparison_matched_toy" not in comparison(seeds)
 
 
-def test_the_stability_of_heads_is_drawn_by_layer_over_heads_dealt_anew(seeds: Store, tmp_path: Path) -> None:
-    store = with_matches(seeds, tmp_path)
-    assert "head_stability" not in comparison(store)
-    folder = ComparisonFolder(tmp_path)
-    same, run = folder.read("same_circuit"), folder.read_run()
+def test_the_stability_of_heads_is_drawn_by_layer_over_heads_dealt_anew() -> None:
     rows = [("toy", "attention", layer, step, 0.1 * layer) for layer in range(12) for step in (5, 64)]
     rows = [*rows, *(("toy", "function", layer, 64, 0.5) for layer in (0, 1)), ("wide", "attention", 0, 64, 0.9)]
     table = pd.DataFrame(rows, columns=["group", "names", "at", "step", "value"])
     table = table.assign(measure="similarity", shuffled_floor=table["value"] - 0.05, high=table["value"] + 0.03)
-    table["at"] = "layer " + table["at"].astype(str)
-    tables = {name: folder.read(name) for name in COMPARISONS if folder.has(name)}
-    folder.write_all(tables | {"same_circuit": pd.concat([same, table])}, run)
-    figure = comparison(store)["head_stability"]
+    table = table.assign(at="layer " + table["at"].astype(str), n_pairs=10, low=0.0)
+    figure = plot_comparison.draw_stability(table).figure
     function, floor, attention, floors, wide, _ = (line for line in figure.data if len(line.x))
     titles = [title.text for title in figure.layout.annotations]
     assert titles == ["Heads matched by function", "Heads matched by attention"]
