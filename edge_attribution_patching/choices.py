@@ -37,6 +37,11 @@ that goes without saying, then the others. One that is true or false is named by
 USUAL_STEPS: dict[Method, int] = {"eap_ig": 20, "ceap": 20, "eap_ig_activations": 5}
 """The methods that integrate, and how many steps each takes if nobody says: the last one takes them 2L + 1 times."""
 
+MOST_PARTS = 48
+"""Of the path, with `ig_steps: auto`."""
+EXACT_AT_ONCE = 512
+"""Edges that `exact` patches one by one, whose masks are made at once."""
+
 TOLERANCE = 0.25
 """The error of integration that `ig_steps: auto` leaves, in standard errors of the scores, see `scores.refinement`."""
 

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ..choices import EXACT_AT_ONCE
 from ..graph import Graph
 from ..model.pairs import Metric, TokenPairs, bar
 from ..model.reference import Reference
@@ -23,9 +24,6 @@ from ..model.weights import ModelWeights
 from ..patching.circuits import evaluate_circuits
 from ..patching.runs import prepare_runs, run_metric
 from .folds import FoldScores, fold_sizes
-
-AT_ONCE = 512
-"""Edges whose masks are made at once."""
 
 
 def exact_scores(
@@ -59,7 +57,7 @@ def exact_scores(
         runs = prepare_runs(weights, batch, reference=reference)
         whole, _ = run_metric(weights, runs, metric)
         members = torch.nn.functional.one_hot(fold_of[batch.rows], len(sizes)).float()
-        for some in bar(flat.split(AT_ONCE), "edges patched one by one"):
+        for some in bar(flat.split(EXACT_AT_ONCE), "edges patched one by one"):
             masks = graph.edge_mask.repeat(len(some), 1, 1)
             masks.view(len(some), -1)[torch.arange(len(some)), some] = False
             how: dict[str, Any] = {"ablated": reference is not None, "memory_budget_gb": memory_budget_gb}

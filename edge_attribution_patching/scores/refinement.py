@@ -13,10 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from ..choices import MOST_PARTS
 from .folds import FoldScores
 
-FIRST, MOST = 3, 48
-"""Parts of the first rule, and of the last: it has 49 points."""
+FIRST = 3
+"""Parts of the first rule; the last has 49 points."""
 STRONGEST, SHARE = 500, 0.95
 """The error is one that so many strongest edges stay below, all but 5% of them."""
 OF_MOVE = 0.75
@@ -28,7 +29,7 @@ OF_LARGEST = 0.04
 
 
 def refined(
-    at: Callable[[tuple[list[float], list[float]]], FoldScores], tolerance: float, most: int = MOST
+    at: Callable[[tuple[list[float], list[float]]], FoldScores], tolerance: float, most: int = MOST_PARTS
 ) -> FoldScores:
     """Scores with an error of integration of at most `tolerance` standard errors, or from `most` parts of the path.
 

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from circuits_over_time.edge_attribution_patching.choices import EXACT_AT_ONCE, USUAL_STEPS
 from circuits_over_time.edge_attribution_patching.circuits.faithfulness import CircuitEvaluator
 from circuits_over_time.edge_attribution_patching.model.memory import BYTES, BatchSizes, Memory, pairs_within
 from circuits_over_time.edge_attribution_patching.model.pairs import TokenPairs
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights, read_weights
 from circuits_over_time.edge_attribution_patching.patching.plan import Plan, spanning_norms
 from circuits_over_time.edge_attribution_patching.scores.attribution import attribute
+from circuits_over_time.edge_attribution_patching.scores.methods import edge_scores
+from circuits_over_time.utils.algorithms.backup import direct_effects
+from circuits_over_time.utils.algorithms.definitions import EffectDefinition
+from circuits_over_time.utils.algorithms.effects import PairedRuns
 from circuits_over_time.utils.models.known_families import known_shape
+from circuits_over_time.utils.sweep.cards import scoring_peak
+from circuits_over_time.utils.tasks import TASKS
+from tests.support.ioi_setup import config_of
 from tests.support.live_bytes import Live
 from tests.support.random_models import random_model, random_pairs
+from tests.support.task_tokenizers import words
 
 MB = 1e6
 
@@ -67,6 +77,48 @@ def test_the_peak_of_attribution(architecture: str, dtype: torch.dtype, vocab: i
         attribute(weights, pairs, metric, steps=steps, memory_budget_gb=budget / 1e9)
     predicted = Memory(weights, sizes_of(pairs), dtype.itemsize, budget).attribution(steps)
     assert predicted == pytest.approx(live.peak, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("method", "steps", "budget"),
+    [
+        *[("eap", 20, 1e9), ("relp", 20, 1e9), ("clean_corrupted", 20, 1e9), ("ceap", 3, 1e9)],
+        *[("eap_ig_activations", 2, 1e9), ("eap_ig_activations", 1, 8e6)],
+        *[("information_flow_routes", 20, 1e9), ("information_flow_routes", 20, 4e6)],
+    ],
+)
+def test_the_peak_of_another_method(method: Any, steps: int, budget: float) -> None:
+    weights, pairs = setting("neox-parallel", torch.float32)
+    with Live() as live:
+        taken = steps if method in USUAL_STEPS else None
+        edge_scores(weights, pairs, metric, method=method, steps=taken, memory_budget_gb=budget / 1e9)
+    memory = Memory(weights, sizes_of(pairs), 4, budget)
+    assert scoring_peak(memory, method, steps) == pytest.approx(live.peak, rel=0.15)
+
+
+def test_exact_scores_need_the_masks_of_many_edges_at_once() -> None:
+    weights, pairs = setting("neox-parallel", torch.float32)
+    pairs = TokenPairs(pairs.clean[:1], pairs.corrupted[:1], pairs.lengths[:1])
+    with Live() as live:
+        edge_scores(weights, pairs, metric, method="exact", n_exact=EXACT_AT_ONCE)
+    assert scoring_peak(Memory(weights, sizes_of(pairs), 4, 1e9), "exact", 20) == pytest.approx(live.peak, rel=0.15)
+
+
+def test_the_levels_of_ioi_take_less_than_the_circuit_they_start_from() -> None:
+    tokenizer, heads = words(), [(layer, head) for layer in range(4) for head in range(8)]
+    prompts = TASKS["ioi"].build(tokenizer, 6, 0, config_of())
+    weights, _ = setting("neox-parallel", torch.float32, len(tokenizer))
+    for definitions in ("study", "frozen"):
+        definition = EffectDefinition(definitions, through_mlps=True)  # type: ignore[arg-type]
+        with Live() as live:
+            runs = PairedRuns(weights, prompts, prompts.corrupted, 6, 1.0)
+            runs.both()
+            definition.on_logits(runs, heads)
+            definition.on_queries(runs, heads, [(3, 0), (3, 1), (2, 4)])
+            definition.on_values(runs, heads, [(2, 0), (2, 1)], [(3, 0)])
+            direct_effects(runs, [(2, 0), (3, 1)], "mean")
+        memory = Memory(weights, sizes_of(TokenPairs(prompts.clean, prompts.corrupted, prompts.lengths)), 4, 1e9)
+        assert live.peak < 0.6 * scoring_peak(memory, "eap_ig", 20)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 import circuits_over_time as cot
+from circuits_over_time.edge_attribution_patching.choices import MOST_PARTS
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.pairs import TokenPairs
 from circuits_over_time.edge_attribution_patching.model.weights import read_weights
 from circuits_over_time.edge_attribution_patching.scores.attribution import attribute
 from circuits_over_time.edge_attribution_patching.scores.folds import FoldScores
 from circuits_over_time.edge_attribution_patching.scores.methods import edge_scores
-from circuits_over_time.edge_attribution_patching.scores.refinement import MOST, refined
+from circuits_over_time.edge_attribution_patching.scores.refinement import refined
 from circuits_over_time.utils.circuits.find import circuit_prompts, metric_of
 from circuits_over_time.utils.circuits.keys import CircuitSettings
 from circuits_over_time.utils.models.family import resolve_family
@@ -41,7 +42,7 @@ def scores_of(gradient: Callable[[float], np.ndarray]) -> tuple[list[float], Cal
     return asked, at
 
 
-@pytest.mark.parametrize(("tolerance", "parts"), [(1.0, 6), (0.2, 12), (0.06, 24), (1e-9, MOST)])
+@pytest.mark.parametrize(("tolerance", "parts"), [(1.0, 6), (0.2, 12), (0.06, 24), (1e-9, MOST_PARTS)])
 def test_a_parabola_is_integrated_as_trapezoids_do_and_no_point_is_taken_twice(tolerance: float, parts: int) -> None:
     """T(m) of alpha^2 is 1/3 + 1 / (6 m^2), so its move from T(m/2) is 3 times its error."""
     height = np.random.default_rng(0).normal(size=(40, GRAPH.n_edges)) + 3
@@ -52,7 +53,7 @@ def test_a_parabola_is_integrated_as_trapezoids_do_and_no_point_is_taken_twice(t
     np.testing.assert_allclose(found.scores.flatten()[GRAPH.flat_edges], expected, rtol=1e-6)
     true = 10 * height.mean(0) / (6 * parts**2) / found.standard_error.flatten()[GRAPH.flat_edges].numpy()
     assert found.integration_error == pytest.approx(2.25 * np.quantile(true, 0.95), rel=0.01)
-    assert parts == MOST or found.integration_error <= tolerance
+    assert parts == MOST_PARTS or found.integration_error <= tolerance
 
 
 def test_the_error_that_is_claimed_holds_where_every_prompt_jumps_elsewhere() -> None:

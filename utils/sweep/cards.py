@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from circuits_over_time.edge_attribution_patching.choices import USUAL_STEPS
+from circuits_over_time.edge_attribution_patching.choices import EXACT_AT_ONCE, MOST_PARTS, USUAL_STEPS
 from circuits_over_time.edge_attribution_patching.model.architecture_table import ARCHITECTURES
 from circuits_over_time.edge_attribution_patching.model.memory import BYTES, BatchSizes, Memory, pairs_within
 
@@ -39,14 +39,16 @@ def on_cards(
     pairs = sorted(((length - same, length) for same, length in zip(shared, lengths, strict=True)), reverse=True)
     if getattr(config, "evaluate_on", "same") == "heldout":  # Scores take one half, and circuits the other.
         pairs = pairs[: (len(pairs) + 1) // 2]
-    steps = getattr(getattr(config, "eap", None), "ig_steps", "auto")
+    # Where levels start from a circuit, that is what takes most.
+    eap = getattr(config, "eap", None) or getattr(getattr(config, "circuit", None), "eap", None)
+    method, steps = (eap.method, eap.ig_steps) if eap else ("eap_ig", USUAL_STEPS["eap_ig"])
     told = []
     for card in CARDS:
         free, at_once, peak = card * GB - parameters * number, 0, math.inf
         if free > 0:
             budget = GB * (budget_of_free(free) if config.memory_budget_gb == "auto" else config.memory_budget_gb)
             at_once = min(len(pairs), pairs_within(shape, max(lengths), number, budget))
-        while at_once and (peak := _peak(shape, pairs, at_once, number, budget, steps)) > free:
+        while at_once and (peak := _peak(shape, pairs, at_once, number, budget, method, steps)) > free:
             at_once, budget = at_once // 2, budget / 2  # As a run does where memory runs out.
         fits = f"{(parameters * number + peak) / GB:.1f} GB, {at_once} pairs at once" if at_once else "too small"
         told.append(f"{card} GB: {fits}")
@@ -54,13 +56,34 @@ def on_cards(
 
 
 def _peak(
-    shape: PlainShape, pairs: Sequence[tuple[int, int]], at_once: int, number: int, budget: float, steps: int | str
+    shape: PlainShape,
+    pairs: Sequence[tuple[int, int]],
+    at_once: int,
+    number: int,
+    budget: float,
+    method: str,
+    steps: int | str,
 ) -> int:
     """Of finding circuits, above the weights. Of each pair: how many tokens run, and its length; the most first."""
     runs, lengths = zip(*pairs[:at_once], strict=True)
     memory = Memory(shape, BatchSizes.of(lengths, runs), number, budget)
-    scored = memory.attribution(steps if isinstance(steps, int) else USUAL_STEPS["eap_ig"])
-    return max(scored, memory.evaluation(SEARCHED, batches=-(-len(pairs) // at_once)))
+    return max(scoring_peak(memory, method, steps), memory.evaluation(SEARCHED, batches=-(-len(pairs) // at_once)))
+
+
+def scoring_peak(memory: Memory, method: str, steps: int | str) -> int:
+    """That of scoring all edges of a batch; with `auto`, where the path is cut as finely as it may be."""
+    sizes, batch = memory.sizes, memory.batch
+    if method == "information_flow_routes":  # What all nodes write, the rest without each, and a product; float32.
+        of_prompt = 4 * (1 + sizes.n_layers * (sizes.n_heads + 1)) * batch.width * sizes.d_model
+        return 3 * of_prompt * max(1, min(batch.n_prompts, int(memory.budget // (2 * of_prompt))))
+    if method == "exact":
+        return memory.evaluation(EXACT_AT_ONCE)
+    if method == "ceap":  # The sums of a step wait for what nodes write in the next one.
+        per_token = sizes.n_layers * (3 * sizes.n_heads * sizes.d_head + sizes.d_model)
+        return memory.attribution(1) + 4 * batch.n_tokens * per_token
+    most = MOST_PARTS // 2 if steps == "auto" else int(steps)
+    passes = {"eap": 1, "relp": 1, "clean_corrupted": 2, "eap_ig_activations": most * (2 * sizes.n_layers + 1)}
+    return memory.attribution(passes.get(method, most))
 
 
 def _shared(one: Sequence[int], other: Sequence[int]) -> int:
