@@ -1,9 +1,11 @@
 """Kernels, waits and transfers of each stage on a pretended accelerator (tests/support/pretend_device.py).
 
     python benchmarks/bench_launches.py
+    python benchmarks/bench_launches.py --scripts
 
 pythia-160m's shape with random weights, 5 integration steps, IOI-like pairs that share their first eleven tokens. A
-kernel of this size takes a GPU less time than its launch, so these counts, and not the arithmetic, are its time.
+kernel of this size takes a GPU less time than its launch, so these counts, and not the arithmetic, are its time. With
+`--scripts` of whole scripts on the last checkpoint of a toy family, with as many prompts as they take by default.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from circuits_over_time.edge_attribution_patching.model.weights import read_weig
 from circuits_over_time.edge_attribution_patching.scores.attribution import attribute
 from circuits_over_time.edge_attribution_patching.scores.folds import assign_folds
 from circuits_over_time.tests.support.pretend_device import Counts, device, pretended_device
+from circuits_over_time.tests.support.pretended_runs import files_of, scripts_on_the_device
 
 MEMORY: dict[str, Any] = {"memory_budget_gb": 16.0}
 """As `auto` gives on a small GPU."""
@@ -54,6 +57,30 @@ def counts(shape: str, n_prompts: int, steps: int = 5, sizes: Sequence[int] = SI
         yield "many sizes", counting.restart()
 
 
+WHOLE = {
+    "agreement, 5 random circuits, with tests": (
+        "get_circuits_over_time",
+        ["task=sva", "n_random=5", "hypothesis_tests=true"],
+    ),
+    "greater-than, the same": (
+        "get_circuits_over_time",
+        ["task=greater_than", "n_random=5", "hypothesis_tests=true"],
+    ),
+    "greater-than consistency": ("get_greater_than_consistency", []),
+    "IOI consistency, study": ("get_ioi_consistency", ["definitions=study", "cspa.corpus=toy"]),
+    "IOI consistency, standard": ("get_ioi_consistency", ["cspa.corpus=toy"]),
+}
+"""Scripts and their overrides."""
+
+
+def print_scripts() -> None:
+    for name, (script, overrides) in WHOLE.items():
+        with scripts_on_the_device() as restart:
+            files_of(script, overrides)
+            made = restart()
+        print(f"{name:42}{made.kernels:8,} / {made.waits:,} / {made.transfers:,}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=ALL_SHAPES, default="160m")
@@ -63,7 +90,11 @@ def main() -> None:
     parser.add_argument(
         "--top", type=int, default=0, metavar="N", help="also the N most frequent operations of each stage"
     )
+    parser.add_argument("--scripts", action="store_true", help="whole scripts instead of stages")
     arguments = parser.parse_args()
+    if arguments.scripts:
+        print_scripts()
+        return
     found: dict[int, dict[str, list[int]]] = {}
     for n_prompts in arguments.prompts:
         found[n_prompts] = {}
