@@ -9,6 +9,7 @@ A circle marks swaps that move it no further than swaps of random heads in the s
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,8 @@ from circuits_over_time.utils.tasks.registry import task_label
 
 CELLS = 250
 """Width and height of a matrix, in pixels."""
+PAGE = 3
+"""Matrices on a page of narrow paper."""
 COLOURS = [(0.0, "#b2500f"), (0.5, "#f7f7f7"), (1.0, "#0b5a94")]
 
 
@@ -43,7 +46,7 @@ def draw_swaps(table: pd.DataFrame, model: str, sets: Sequence[tuple[str, str]])
     """The figure of one model: a matrix for each (task, components) of `sets`."""
     steps = {axis: sorted(table[axis].unique()) for axis in ("from_step", "step")}
     of_task = max(sum(task == one for task, _ in sets) for one, _ in sets)
-    columns = of_task if of_task <= 4 else 3  # A row a task, if there is room.
+    columns = of_task if 1 < of_task <= 4 else min(3, len(sets))  # A row a task, if there is room.
     rows = -(-len(sets) // columns)
     figure = make_subplots(
         rows=rows,
@@ -116,7 +119,9 @@ def draw(results: Results) -> dict[str, Drawing]:
         table = moved(rows)
         found = table.sort_values("step", ascending=False, kind="stable").groupby("task")["components"].unique()
         sets = [(task, str(components)) for task in tasks_in(table) for components in found[task]]
-        drawn[f"component_swaps_{model}"] = draw_swaps(table, model, sets)
+        name, parts = f"component_swaps_{model}", [sets[start : start + PAGE] for start in range(0, len(sets), PAGE)]
+        pages = {f"{name}_{n}": draw_swaps(table, model, part) for n, part in enumerate(parts, 1)} if parts[1:] else {}
+        drawn[name] = replace(draw_swaps(table, model, sets), pages=pages)
     return drawn
 
 

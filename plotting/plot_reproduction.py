@@ -23,7 +23,7 @@ from plotly.subplots import make_subplots
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.head_scores import score_label
 from circuits_over_time.plotting.parts.published.reproduction import VERDICTS, commands, remaining, reproduction
-from circuits_over_time.plotting.parts.style import Drawing, finish, write
+from circuits_over_time.plotting.parts.style import Drawing, finish, small
 from circuits_over_time.plotting.parts.tables import NotMeasured, Results, logger
 from circuits_over_time.plotting.parts.theme import NEGATIVE, POSITIVE, paint
 from circuits_over_time.plotting.parts.time_axis import compact
@@ -106,7 +106,7 @@ def draw_reproduction(
         rows=len(grid),
         cols=columns,
         specs=[[{} if i < len(panels) else None for i in range(columns)] for panels in grid],
-        subplot_titles=[panel for panels in grid for panel in panels],
+        subplot_titles=[panel + _lacking(table[table["panel"] == panel]) for panels in grid for panel in panels],
         horizontal_spacing=min(0.2, 78 / width) if columns > 1 else 0,
         vertical_spacing=_BETWEEN / inner if len(grid) > 1 else 0,
     )
@@ -128,6 +128,13 @@ def draw_reproduction(
     )
     figure.update_xaxes(type="category", showgrid=False, tickfont_size=11, tickangle=0)
     return drawing
+
+
+def _lacking(rows: pd.DataFrame) -> str:
+    """For a panel's title: why none of its numbers is measured, if none is."""
+    reasons = rows["note"][rows["note"] != ""]
+    text = "not measured" if reasons.empty else reasons.iloc[0]
+    return f"<br>{small(text)}" if rows["measured"].isna().all() else ""
 
 
 def _draw_panel(figure: go.Figure, rows: pd.DataFrame, where: dict[str, int]) -> None:
@@ -157,12 +164,6 @@ def _draw_panel(figure: go.Figure, rows: pd.DataFrame, where: dict[str, int]) ->
             error_y=ends | {"thickness": 1.5, "width": 4, "color": paint(colour)},
             marker={"color": paint(colour), "symbol": symbols, "size": 9},
         )
-    if rows["measured"].isna().all():
-        reasons = rows["note"][rows["note"] != ""]
-        text = "not measured" if reasons.empty else reasons.iloc[0]
-        x, y = (figure.get_subplot(**where).xaxis.domain, figure.get_subplot(**where).yaxis.domain)
-        at = sum(x) / 2, y[0] + 0.1 * (y[1] - y[0])
-        write(figure, text, *at, size=12, colour="#777777", xref="paper", yref="paper")
     figure.update_xaxes(categoryorder="array", categoryarray=rows["label"].tolist(), **where)
     figure.update_yaxes(title_text=QUANTITIES[quantity], **where)
     if quantity == "emergence_tokens":

@@ -204,6 +204,14 @@ def test_swap_matrices_have_the_source_down_and_the_model_along(store: Store) ->
     assert [trace.showlegend for trace in circles] == [True] + [False] * (len(TASKS) - 1)
 
 
+def test_swaps_of_many_sets_are_on_pages(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plot_component_swaps, "PAGE", 1)
+    drawing = drawn_by(plot_component_swaps, store)[f"component_swaps_{MODELS[0]}"]
+    pages = [[note.text for note in page.figure.layout.annotations] for page in drawing.pages.values()]
+    assert pages == [[note.text] for note in drawing.figure.layout.annotations]
+    assert list(drawing.pages) == [f"component_swaps_{MODELS[0]}_{n}" for n in (1, 2)]
+
+
 def test_legend_names_each_model_once(store: Store) -> None:
     figure = drawn_by(plot_circuits, store, count="edges")["circuits"].figure
     named = [trace.name for trace in figure.data if trace.showlegend is not False]

@@ -270,9 +270,11 @@ def test_figure_shows_every_number_and_what_was_measured(agreed: pd.DataFrame) -
 
 def test_a_panel_without_a_value_says_so(tmp_path: Path) -> None:
     store = write_study(tmp_path, agree=True, models=["pythia-70m"], steps=STEPS[:2])
-    notes = [note.text for note in draw_reproduction(reproduction(store, EVERYTHING)).figure.layout.annotations]
-    assert "not measured" in notes
-    assert "1 of 5 models" in notes
+    titles = [note.text for note in draw_reproduction(reproduction(store, EVERYTHING)).figure.layout.annotations]
+    said = {title.partition("<br>")[0]: title for title in titles}
+    assert said["r with size (true sizes)"].endswith(">1 of 5 models</span>")
+    assert said["IOI edges of pythia-410m"].endswith(">not measured</span>")
+    assert said["Nodes: IOI"] == "Nodes: IOI"
 
 
 def test_script_writes_the_figure_and_the_table(

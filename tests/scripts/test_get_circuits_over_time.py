@@ -267,13 +267,17 @@ def test_inclusion_counts_the_thresholds_whose_circuit_has_the_edge(toy_family: 
     assert table["inclusion"].nunique() > 1
 
 
-def test_the_studys_criterion_and_grid_can_be_asked_for(hand_built: Path, tmp_path: Path) -> None:
+def test_the_studys_criterion_and_grid_can_be_asked_for(
+    hand_built: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     given = [f"model={hand_built}", "task=ioi", "n_prompts=6", "checkpoints=[10]", f"results_dir={tmp_path}"]
     assert main(ANALYSIS, [*given, "search.criterion=raw", "search.grid=study", "evaluate_on=same", "seed=42"]) == 0
     curve = Store(tmp_path).folder("faithfulness", "hand", "ioi").read_table(10)
     assert 25 in set(curve["size"])
     chosen = curve[curve["selected"]]
     assert chosen["faithfulness_raw"].item() > 0.8
+    assert f"; by search.criterion=raw {chosen['faithfulness_raw'].item():.2f}" in caplog.text
     assert (curve.loc[curve["size"] < chosen["size"].item(), "faithfulness_raw"] <= 0.8).all()
 
 

@@ -190,6 +190,7 @@ def test_a_dry_run_tells_models_and_entries_of_one_script_apart(
         assert f"get_circuits_over_time ioi: {model} from " in out
         assert f"get_circuits_over_time greater_than sva: {model} from " in out
         assert f"  needs of {model}: download 0 B" in out
+    assert re.search(r"\nall models: (about \S+|under a second) of a usual GPU, from the models' shapes, .*\n$", out)
 
 
 def test_fetching_measures_nothing(tmp_path: Path, loaded: list[int]) -> None:

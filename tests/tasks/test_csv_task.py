@@ -314,7 +314,14 @@ def test_answers_that_are_ids_are_those_of_their_texts(write, header, row, optio
         ),
         ("correct_idx,incorrect_idx", "344,344", r"row 2 .*' he' is both an answer and a wrong answer"),
         ("answers,wrong_answers", "344,703", r"row 2 .*'344' right after 'So.*ids in every row with answers_as=ids"),
-        ("correct_idx,wrong", "344,703", r"mine.csv: column 'answers' is missing"),
+        (
+            "correct_idx,wrong",
+            "344,703",
+            r"mine.csv: column 'incorrect_idx' is missing; .* has clean, corrupted, correct_idx, incorrect_idx$",
+        ),
+        ("right,incorrect_idx", "344,703", r"mine.csv: column 'correct_idx' is missing"),
+        ("right,corrupted_word_idx", "344,703", r"mine.csv: column 'word_idx' is missing"),
+        ("right,wrong", "344,703", r"mine.csv: column 'answers' is missing"),
     ],
 )
 def test_tables_that_mix_ids_and_text_are_refused_with_the_row(write, header, row, reason):

@@ -400,6 +400,10 @@ def measure(
     words = "; ".join(measured.lines())
     if measured.status in WITH_CIRCUIT:
         words = f"{measured.status}: {_controls_in_words(measured) if len(measured.controls) else measured.lines()[0]}"
+    if config.search.criterion == "raw" and len(measured.curve):
+        raw = measured._selected("faithfulness_raw")
+        best = measured.curve["faithfulness_raw"].max() if raw is None else raw
+        words += f"; by search.criterion=raw {best:.2f}"
     log.info("%s step %d %s: %s", checkpoint.name, checkpoint.step, task.name, words)
     results = {kind: Result(table) for kind, table in measured.tables.items()}
     if config.redraws(task.name):

@@ -21,7 +21,7 @@ from .plan import Job, Sweep, describe, drop_duplicate_weights, plan, prepare
 from .ray_pool import RayPool
 from .slurm import run_array
 from .suite import SuiteConfig, jobs_of
-from .times import needs
+from .times import needs, on_a_gpu
 
 __all__ = ["Analysis", "Lazy", "main", "main_of_suite", "run", "run_jobs"]
 
@@ -73,9 +73,10 @@ def run_jobs(
     later = [job for job in later if job.tasks]
     code = 0
     if dry_run:
-        needed = [needs(sweep, refuse_unfit(sweep), named=len(sweeps) > 1) for sweep in sweeps]
+        needed = [refuse_unfit(sweep) for sweep in sweeps]
+        told = [needs(sweep, one, named=len(sweeps) > 1) for sweep, one in zip(sweeps, needed, strict=True)]
         sys.stdout.write(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
-        sys.stdout.write(describe(jobs, sweeps) + "".join(needed))
+        sys.stdout.write(describe(jobs, sweeps) + "".join(told) + on_a_gpu(sweeps, needed))
     elif only_fetch:
         return _fetch(sweeps, [sweep for job in later for sweep in plan([job], outdated=False)])
     else:

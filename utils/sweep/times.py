@@ -17,6 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from circuits_over_time.edge_attribution_patching.model.memory import BYTES
@@ -55,6 +56,23 @@ def needs(sweep: Sweep, needed: Needed, *, named: bool = False) -> str:
     of_model = f" of {sweep.family.name}" if named else ""
     cards = f"  GPU memory, predicted: {needed.cards}\n" if needed.cards else ""
     return f"  needs{of_model}: {format_estimate(found)}\n{cards}{_time(sweep, needed.operations)}"
+
+
+def on_a_gpu(sweeps: Sequence[Sweep], needed: Sequence[Needed]) -> str:
+    """About how long a usual GPU takes for what is missing in several models together; nothing for one, or none."""
+    left = [
+        (one, of_model)
+        for sweep, of_model in zip(sweeps, needed, strict=True)
+        for one in chain(*sweep.missing.values())
+    ]
+    seconds = sum(_seconds_on_gpu(one, of_model.operations) for one, of_model in left)
+    if len(sweeps) == 1 or not seconds:
+        return ""
+    return f"all models: {about(seconds)} of a usual GPU, from the models' shapes, without loading\n"
+
+
+def _seconds_on_gpu(what: Measurement, operations: Mapping[tuple[Job, str | None], float]) -> float:
+    return operations.get((what.job, what.task_name), 0.0) / FLOP_PER_SECOND["cuda"][what.job.config.dtype]
 
 
 def _time(sweep: Sweep, operations: Mapping[tuple[Job, str | None], float]) -> str:
@@ -139,8 +157,7 @@ def gpu_hours(jobs_of: Sequence[Job], models: Iterable[str]) -> float:
         for what in [Measurement(job, model, task) for job in jobs for task in job.tasks]:
             config = what.job.config
             missing = [step for step in select_steps(config.checkpoints, PYTHIA_STEPS, model) if not what.done(step)]
-            each = operations.get((what.job, what.task_name), 0.0) / FLOP_PER_SECOND["cuda"][config.dtype]
-            seconds += each * len(missing)
+            seconds += _seconds_on_gpu(what, operations) * len(missing)
     return seconds / 3600
 
 

@@ -144,12 +144,19 @@ def near_files(path: Path) -> str:
 
 
 def answer_columns(source: str, header: Sequence[str]) -> tuple[str, str]:
-    """The columns of the right and of the wrong answers; a UserError if two pairs of columns may be them."""
-    pairs = {name: f"corrupted_{name.removeprefix('clean_')}" for name in header if name.endswith("_idx")}
-    pairs["correct_idx"] = "incorrect_idx"
+    """The columns of the right and of the wrong answers; a UserError if two pairs of columns may be them.
+
+    One of the two may not be there.
+    """
+    indices = [name.removeprefix("corrupted_") for name in header if name.endswith("_idx")]
+    pairs = {name: f"corrupted_{name.removeprefix('clean_')}" for name in indices if name != "incorrect_idx"}
+    if {"correct_idx", "incorrect_idx"} & {*header}:
+        pairs["correct_idx"] = "incorrect_idx"
     found = [pair for pair in [(COLUMNS[2], COLUMNS[3]), *pairs.items()] if {*pair} <= {*header}]
     if len(found) > 1 and found[0] != COLUMNS[2:]:
         raise UserError(f"{source}: {found[0][0]} and {found[1][0]} may both be the answers; keep one pair")
+    if not found and len(pairs) == 1 and not {*COLUMNS[2:]} & {*header}:
+        found = list(pairs.items())
     return found[0] if found else (COLUMNS[2], COLUMNS[3])
 
 
@@ -168,7 +175,7 @@ def check_rows(
     columns = (*COLUMNS[:2], *(of_answers := answer_columns(source, header)))
     ids = answers_as == "ids" or columns != COLUMNS
     if missing := [column for column in columns if column not in header]:
-        raise UserError(f"{source}: column {missing[0]!r} is missing; a table of prompts has {', '.join(COLUMNS)}")
+        raise UserError(f"{source}: column {missing[0]!r} is missing; a table of prompts has {', '.join(columns)}")
     if len(set(header)) != len(header):
         raise UserError(f"{source}: has the same column twice: {', '.join(header)}")
     if not cells:
