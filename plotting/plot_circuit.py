@@ -112,12 +112,14 @@ def draw_circuit(
     layout = lay_out(ends, columns)
     edges = edges.assign(target=named_targets(edges))
     figure = go.Figure()
+    _add_keys(figure)
     if nodes is None:
         _draw_edges(figure, edges, layout)
     else:
-        roles = {}
-        _add_keys(figure)
-        _add_hover(figure, nodes, layout)
+        roles, some = {}, nodes["units"].max() > 1
+        known = zip(nodes.index, nodes["score"], nodes["units"], strict=True)
+        points = [(*layout.positions[u], u, score, f"<br>{n} neurons" if some else "") for u, score, n in known]
+        _add_hover(figure, points, {"size": 24})
     _draw_nodes(figure, layout, roles, nodes)
     held = {role for node in layout.positions for role in roles.get(bare(node), ())}
     for role in in_order(held, ROLES):
@@ -156,7 +158,6 @@ def _draw_edges(figure: go.Figure, edges: pd.DataFrame, layout: CircuitLayout) -
     share = np.sqrt(edges["score"].abs() / strongest)
     classes = np.minimum((share * WIDTH_CLASSES).astype(int), WIDTH_CLASSES - 1)
     opacities = _opacities(edges, classes)
-    _add_keys(figure)
     for positive, colour in ((True, POSITIVE), (False, NEGATIVE)):
         of_sign = (edges["score"] >= 0) == positive
         for size, opacity in sorted(set(zip(classes[of_sign], opacities[of_sign], strict=True))):
@@ -171,16 +172,7 @@ def _draw_edges(figure: go.Figure, edges: pd.DataFrame, layout: CircuitLayout) -
             width = THINNEST + (WIDEST - THINNEST) * (size + 0.5) / WIDTH_CLASSES
             line = {"color": translucent(colour, opacity), "width": width}
             figure.add_scatter(x=xs, y=ys, mode="lines", line=line, hoverinfo="skip", showlegend=False)
-            # Points that only answer the pointer: plotly shows no hover text along a line.
-            figure.add_scatter(
-                x=[middle[0] for middle in middles],
-                y=[middle[1] for middle in middles],
-                mode="markers",
-                marker={"size": 9, "color": paint(colour), "opacity": 0},
-                customdata=[middle[2:] for middle in middles],
-                hovertemplate="%{customdata[0]}<br>score %{customdata[1]:+.4g}%{customdata[2]}<extra></extra>",
-                showlegend=False,
-            )
+            _add_hover(figure, middles, {"size": 9, "color": paint(colour)})
 
 
 def _add_keys(figure: go.Figure) -> None:
@@ -188,16 +180,14 @@ def _add_keys(figure: go.Figure) -> None:
         add_key(figure, name, mode="lines", line={"color": paint(colour), "width": 3})
 
 
-def _add_hover(figure: go.Figure, nodes: pd.DataFrame, layout: CircuitLayout) -> None:
-    """Points that only answer the pointer, one for each node."""
-    xs, ys = zip(*(layout.positions[node] for node in nodes.index), strict=True)
-    counts = [f"<br>{n} neurons" if nodes["units"].max() > 1 else "" for n in nodes["units"]]
+def _add_hover(figure: go.Figure, points: list[tuple[Any, ...]], marker: dict[str, Any]) -> None:
+    """Points (x, y, name, score, what else is known) that only answer the pointer: plotly shows no text along lines."""
     figure.add_scatter(
-        x=xs,
-        y=ys,
+        x=[point[0] for point in points],
+        y=[point[1] for point in points],
         mode="markers",
-        marker={"size": 24, "opacity": 0},
-        customdata=list(zip(nodes.index, nodes["score"], counts, strict=True)),
+        marker=marker | {"opacity": 0},
+        customdata=[point[2:] for point in points],
         hovertemplate="%{customdata[0]}<br>score %{customdata[1]:+.4g}%{customdata[2]}<extra></extra>",
         showlegend=False,
     )

@@ -39,6 +39,7 @@ logger = logging.getLogger("plotting")
 BUDGET = 4_000_000
 Facts = dict[int, dict[str, Any]]
 PORTS = ("", "q", "k", "v")
+_NO_CIRCUIT = pd.DataFrame(columns=["source", "target", "input", "score"])
 BASELINE = ("full", "corrupted", "n_prompts", "full_se", "corrupted_se", "status", "cpr", "cmd")
 CHOSEN = ("faithfulness", "faithfulness_low", "faithfulness_high", "n_edges", "n_nodes")
 
@@ -89,29 +90,27 @@ def _record(
     boxes: defaultdict[int, dict[str, None]] = defaultdict(dict)  # Where each edge ends.
     steps = []
     for step in folder.steps():
-        table = circuits.get(step)
-        edges = [] if table is None else list(zip(named_sources(table), named_targets(table), strict=True))
+        table = circuits.get(step, _NO_CIRCUIT)
+        edges = list(zip(named_sources(table), named_targets(table), strict=True))
         ids = [numbers.setdefault(edge, len(numbers)) for edge in edges]
         if len(set(ids)) < len(ids):
             raise ValueError(f"an edge is there twice at step {step}")
-        scores = [] if table is None else [plain(score) for score in table["score"]]
+        scores = [plain(score) for score in table["score"]]
         record = {"step": step, "tokens": plain(tokens.get(step)), "edges": ids, "scores": scores}
-        if table is not None and "stability" in table and table["stability"].notna().any():
-            record["stability"] = [plain(round(share, 3)) for share in table["stability"].astype(float)]
-        if table is not None and "inclusion" in table and table["inclusion"].notna().any():
-            # In thousandths, which are exact for eight thresholds: whole numbers keep the page small.
-            record["inclusion"] = [plain(round(1000 * share, 0)) for share in table["inclusion"]]
+        # Inclusion in thousandths, which are exact for eight thresholds: whole numbers keep the page small.
+        for name, unit, digits in (("stability", 1, 3), ("inclusion", 1000, 0)):
+            if name in table and table[name].notna().any():
+                record[name] = [plain(round(unit * share, digits)) for share in table[name].astype(float)]
         for known in facts:
             record |= known.get(step, {})
         between = [record.pop(name, None) for name in ("n_edges", "n_nodes")]
         listed = [len(edges), len(nodes_of(edges))]
-        in_full = table is not None and is_of_units(table) and None not in between  # A list of nodes has no edges.
+        in_full = is_of_units(table) and None not in between  # A list of nodes has no edges.
         record["size"], record["nodes"] = between if in_full else listed
-        if table is not None:
-            drawn = table if graph is None else at_roles(table, graph)
-            for place, node in zip(drawn.index, with_inputs(drawn)["target"], strict=True):
-                boxes[ids[place]][node] = None
-            record |= {"units": int(table["units"].sum())} if "units" in table else {}
+        drawn = at_roles(table, graph) if graph else table
+        for place, node in zip(drawn.index, with_inputs(drawn)["target"], strict=True):
+            boxes[ids[place]][node] = None
+        record |= {"units": int(table["units"].sum())} if "units" in table else {}
         steps.append(record)
     roles = graph.roles if graph else ()
     ends = ((source, node) for (source, _), number in numbers.items() for node in boxes[number])
