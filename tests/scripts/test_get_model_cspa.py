@@ -35,6 +35,23 @@ def test_every_checkpoint_gets_every_head(word_family: Path, tmp_path: Path) -> 
     assert about["sequences_sha256"] != about["mean_sequences_sha256"]
 
 
+def test_function_words_may_be_a_files(word_family: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = resolve_family(str(word_family), tmp_path).load(0, device="cpu").tokenizer
+    known = sorted(token for token in tokenizer.get_vocab() if token.isalpha())[:3]
+    words, results = tmp_path / "words.txt", tmp_path / "results"
+    words.write_text("\n".join([*known, "unheardof"]))
+    given = arguments(word_family, results, "checkpoints=[0]", f"function_words={words}")
+    assert main(ANALYSIS, given) == 0
+    found = Store(results).folder("cspa", "words")
+    n_special = len(set(tokenizer.all_special_ids))
+    assert found.read_json(0)["n_function_words"] == n_special + len(known)
+    assert set(found.read_run()["inputs"]) == {"function_words"}
+    for text, reason in (("", "holds no words"), (None, "cannot be read")):
+        words.unlink() if text is None else words.write_text(text)
+        assert main(ANALYSIS, [*given, "overwrite=true", "--dry-run"]) == 2
+        assert capsys.readouterr().err.splitlines()[-1].startswith(f"function_words: {words}: {reason}")
+
+
 def test_stopping_and_resuming_gives_the_same_files(word_family: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert main(ANALYSIS, arguments(word_family, whole)) == 0

@@ -23,7 +23,7 @@ from .corpus import tokens_sha256
 from .cspa_scores import cspa_scores, mean_outputs
 from .function_words import function_tokens
 from .keys import CspaConfig
-from .needs import text
+from .needs import listed_words, text
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def prepare(config: CspaConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape
     else:
         scored, others = tokens.tensor_split([config.n_sequences])
     require_embedded(tokens, shape.d_vocab, "corpus", tokenizer.batch_decode(tokens))
-    return CspaInputs(scored, others, function_tokens(tokenizer))
+    return CspaInputs(scored, others, function_tokens(tokenizer, listed_words(config.function_words)))
 
 
 def measure(

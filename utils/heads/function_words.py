@@ -67,10 +67,15 @@ def spellings() -> Iterator[str]:
     yield from CONTROL
 
 
-def function_tokens(tokenizer: PreTrainedTokenizerBase) -> Int[Tensor, " token"]:
-    """The function words that are single tokens of a tokenizer, sorted, and its special tokens."""
+def function_tokens(tokenizer: PreTrainedTokenizerBase, words: list[str] | None = None) -> Int[Tensor, " token"]:
+    """The function words that are single tokens of a tokenizer, sorted, and its special tokens.
+
+    `words` take the place of ours: each as it is, and after a space.
+    """
     tokens = set(tokenizer.all_special_ids)
-    texts = sorted(set(spellings()))  # one call of the tokenizer for all
+    texts = sorted(
+        set(spellings() if words is None else [*words, *(f" {word}" for word in words)])
+    )  # one call of the tokenizer for all
     for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
         if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
             tokens.add(ids[0])

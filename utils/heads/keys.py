@@ -100,6 +100,8 @@ class CspaKeys(Ablation):
     """Which column of a data set, or field of a file with rows, holds the text; `corpus_column` is another name."""
     corpus_window: int | None = amount(None, 2)
     """With `head_scores: study`, a document must have more tokens than this; `null`: than `seq_len`."""
+    function_words: Annotated[str, AfterValidator(at_home)] | None = key(None, min_length=1, file=True)
+    """A file of [function words](../docs/heads.md#copy-suppression), one a line, in place of ours."""
     n_sequences: int = amount(17, most=1_000_000)
     """How many sequences to score heads on."""
     n_mean_sequences: int = amount(100, most=1_000_000)

@@ -41,11 +41,27 @@ def inputs_of_components(config: ComponentsConfig, tokenizer: Any, shape: PlainS
 
 def inputs_of_cspa(config: CspaConfig, tokenizer: Any, shape: PlainShape) -> Iterator[Work]:
     """The text, unless a data set would have to be downloaded; errors are those of `cspa.prepare`."""
+    listed_words(config.function_words)
     if config.corpus in (TOY, PYTHON_DOCS) or Path(config.corpus).exists():
         text(config, tokenizer, shape.n_layers, shape.n_positions)
     else:
         require_sizes(config, shape.n_layers, shape.n_positions)
     yield Work("", [], 0, config.seq_len * (CSPA_PASSES * config.n_sequences + config.n_mean_sequences))
+
+
+def listed_words(path: str | None) -> list[str] | None:
+    """The lines of a file of words; None without one. A UserError if it cannot be read, or holds none."""
+    if path is None:
+        return None
+    try:
+        words = [word for line in Path(path).read_text(encoding="utf-8").splitlines() if (word := line.strip())]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"function_words: {path}: cannot be read ({error}); name a text file, one word a line"
+        ) from None
+    if not words:
+        raise UserError(f"function_words: {path}: holds no words; write one a line")
+    return words
 
 
 def inputs_of_succession(config: SuccessorConfig, tokenizer: Any, shape: PlainShape) -> Iterator[Work]:
