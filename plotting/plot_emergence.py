@@ -14,6 +14,7 @@ With local learning coefficients, figures/learning_coefficients_<model>.html has
     python plotting/plot_emergence.py -r results
 """
 
+import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -180,8 +181,10 @@ def draw_learning(llc: pd.DataFrame, emergence: pd.DataFrame, curves: pd.DataFra
         *(f"Local learning coefficient: {title}" for _, title in parts),
     ]
     panels, places = grid_of_panels(titles, 1, TimeAxis.of(llc, *([circuits] if len(circuits) else [])))
-    for nth, (task, rows) in enumerate(circuits.groupby("task", sort=False)):
-        look = ModelLook(SERIES[nth % len(SERIES)], "circle", "solid")
+    # No colour stands for two things as long as there are enough; symbols tell what is above from what is below.
+    colours = itertools.cycle(SERIES)
+    for task, rows in circuits.groupby("task", sort=False):
+        look = ModelLook(next(colours), "circle", "solid")
         panels.draw(Line(rows, "value", task_label(str(task)), look), *places[0])
         onset = emergence[(emergence["model"] == model) & (emergence["curve"] == rows["curve"].iloc[0])]
         emerged = rows[rows["step"].isin(onset["step"])]
@@ -190,10 +193,8 @@ def draw_learning(llc: pd.DataFrame, emergence: pd.DataFrame, curves: pd.DataFra
         panels.leave_empty("no circuit is compared with a reference", *places[0])
     for (rows, _), place in zip(parts, places[1:], strict=True):
         names = "a" + rows["layer"].astype("Int64").astype(str) + ".h" + rows["head"].astype("Int64").astype(str)
-        for nth, (name, of_name) in enumerate(
-            rows.groupby(names.where(rows["layer"].notna(), "whole model"), sort=False)
-        ):
-            look = ModelLook(SERIES[nth % len(SERIES)], "circle", "solid")
+        for name, of_name in rows.groupby(names.where(rows["layer"].notna(), "whole model"), sort=False):
+            look = ModelLook(next(colours), "square", "solid")
             panels.draw(Line(of_name, "llc", str(name), look, error="llc_se", hover=("r_hat",)), *place)
             doubtful = of_name.assign(value=of_name["llc"])[of_name["reason"].notna() & of_name["llc"].notna()]
             entry = "not to be trusted"

@@ -8,7 +8,7 @@ does not have.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,6 +63,14 @@ class Renaming:
             and bool(self.first.edge_mask[source, target])
         ]
         return torch.tensor(sorted(edges), dtype=torch.long)
+
+
+def deals(graph: Graph, seed: int, n: int) -> Iterator[dict[HeadPlace, HeadPlace]]:
+    """n times, heads -> heads, after those of each layer have changed places at random."""
+    rng, shape = np.random.default_rng(seed), (graph.n_layers, graph.n_heads)
+    for _ in range(n):
+        places = rng.permuted(np.tile(np.arange(shape[1]), (shape[0], 1)), axis=1)
+        yield {(layer, head): (layer, int(places[layer, head])) for layer, head in np.ndindex(*shape)}
 
 
 def edge_ends(graph: Graph, flat: Int[Tensor, " edge"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ dealt anew, and `random`, random circuits of as many edges.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
 from circuits_over_time.edge_attribution_patching.circuits.controls import random_circuits
 from circuits_over_time.edge_attribution_patching.circuits.faithfulness import FaithfulnessCurve
-from circuits_over_time.edge_attribution_patching.circuits.renaming import HeadPlace, Renaming
+from circuits_over_time.edge_attribution_patching.circuits.renaming import HeadPlace, Renaming, deals
 from circuits_over_time.edge_attribution_patching.graph import Graph
 
 from ..models.checkpoint import LoadedCheckpoint
@@ -58,15 +58,6 @@ class Carried:
         """The circuit by some names."""
         edges = Renaming(self.graph, self.original.graph, heads).edges(self.original.edges)
         return StoredCircuit(self.original.step, self.original.task, edges, self.graph)
-
-    def shuffled(self, seed: int, n: int) -> Iterator[StoredCircuit]:
-        """The circuit by these names after the heads of each layer of this model have changed places."""
-        rng, shape = np.random.default_rng(seed), (self.graph.n_layers, self.graph.n_heads)
-        for _ in range(n):
-            places = rng.permuted(np.tile(np.arange(shape[1]), (shape[0], 1)), axis=1)
-            yield self.renamed(
-                {other: (layer, int(places[layer, head])) for other, (layer, head) in self.heads.items()}
-            )
 
 
 def carried(of: Callable[[str], StoredCircuits], model: str, task: str, step: int) -> list[Carried]:
@@ -123,8 +114,11 @@ def measure(
         if n_edges not in random:
             like = Circuit(graph, scores, circuit.mask)
             random[n_edges] = floor("random", evaluator(random_circuits(like, n, config.seed, config.search.order)))
-        shuffled = transfer.evaluated(list(one.shuffled(config.seed, n)), evaluator)
-        floors.append(floor("shuffled", shuffled) | random[n_edges])
+        dealt = [
+            one.renamed({other: deal[head] for other, head in one.heads.items()})
+            for deal in deals(graph, config.seed, n)
+        ]
+        floors.append(floor("shuffled", transfer.evaluated(dealt, evaluator)) | random[n_edges])
     table = transfer.table_of(circuits, transfer.evaluated(circuits, evaluator), evaluator, prompts)
     table = table.assign(
         from_model=[one.from_model for one in found],

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Int
 from scipy import stats
 
-from circuits_over_time.edge_attribution_patching.circuits.renaming import HeadPlace, Renaming, edge_ends
+from circuits_over_time.edge_attribution_patching.circuits.renaming import HeadPlace, Renaming, deals, edge_ends
 from circuits_over_time.edge_attribution_patching.graph import Graph
 
 from ..results.comparison import COMPARISONS, heads_of
@@ -145,25 +145,17 @@ class Match:
         """By the given names, where both models have one shape, and by every signature."""
         first, second = self.graphs
         plain = self._nodes(first, first, None), self._nodes(second, second, None)
-        rng, heads = np.random.default_rng(self.config.seed), np.arange(first.n_heads)
-        deals = [
-            {
-                (layer, int(head)): (layer, number)
-                for layer in range(first.n_layers)
-                for number, head in enumerate(rng.permutation(heads))
-            }
-            for _ in range(DRAWS)
-        ]
+        dealt = list(deals(first, self.config.seed, DRAWS))
         found = list[Names]()
         if first == second:
-            found.append(Names(GIVEN, plain[1], plain, [self._nodes(first, second, deal) for deal in deals]))
+            found.append(Names(GIVEN, plain[1], plain, [self._nodes(first, second, deal) for deal in dealt]))
         for signature in self.matchers:
             own = [
                 self._nodes(graph, graph, self._with_itself(side, signature))
                 for graph, side in zip(self.graphs, self.signatures, strict=True)
             ]
             matched = heads_of(self.tables[signature])
-            shuffled = [{other: deal[one] for other, one in matched.items()} for deal in deals]
+            shuffled = [{other: deal[one] for other, one in matched.items()} for deal in dealt]
             renamed = [self._nodes(first, second, places) for places in shuffled]
             found.append(Names(signature, self._nodes(first, second, matched), (own[0], own[1]), renamed))
         return found

@@ -191,8 +191,8 @@ class Matcher:
             shares[half] = of_half / of_half.sum()
             yield self.pairs(similarities(*self.points(shares)))
 
-    def shuffled(self, seed: int, draws: int) -> Iterator[tuple[Float[np.ndarray, "head other"], Pairs]]:
-        """Similarities to shuffled models, and the matches by them."""
+    def shuffled(self, seed: int, draws: int) -> Float[np.ndarray, "draw head"]:
+        """How similar each head is to its match in shuffled models; -infinity for one without."""
         first, second = self.points(self.half(0))
         # Principal components of both models' heads: no more of them than heads.
         centre = np.concatenate([first, second]).mean(0)
@@ -201,9 +201,12 @@ class Matcher:
         own, others = coordinates[: len(first)], coordinates[len(first) :]
         rng = np.random.default_rng(seed)
         layers = others.reshape(self.second.shape[0], -1, others.shape[1])
-        for _ in range(draws):
+        found = np.full((draws, len(own)), -np.inf)
+        for of_draw in found:
             similarity = similarities(own, rng.permuted(layers, axis=1).reshape(others.shape))
-            yield similarity, self.pairs(similarity)
+            for one, other in self.pairs(similarity):
+                of_draw[one] = similarity[one, other]
+        return found
 
     def dealt(self, seed: int, draws: int) -> tuple[Float[np.ndarray, "deal head"], Float[np.ndarray, " deal"]]:
         """How similar each head of the first model is to its match, and what all save, as it is and in deals.
@@ -228,22 +231,17 @@ class Matcher:
             )
         return found[:, :n_heads], saved
 
-    def counting(self, similarity: np.ndarray, pairs: Pairs, chance: Float[np.ndarray, "draw head"]) -> Pairs:
-        """The pairs that are not less similar than the match of their first head is by chance in the median."""
-        middle = np.median(chance, axis=0)
-        return [pair for pair in pairs if similarity[pair] >= middle[pair[0]] - 1e-9]
-
     def table(self, config: ComparisonConfig) -> pd.DataFrame:
         """A row for each head of the first model that has a match, as `matches.csv` has it, without the models."""
         similarity = similarities(*self.points(self.half(0)))
         pairs = self.pairs(similarity)
-        chance, models_p_value = of_matches(self.shuffled(config.seed, config.permutations)), float("nan")
+        chance, models_p_value = self.shuffled(config.seed, config.permutations), float("nan")
         p_values = np.array([np.mean([*(chance[:, one] >= similarity[one, other] - 1e-12), 1]) for one, other in pairs])
         q_values = adjusted_p_values(p_values)
         if self.first.shape == self.second.shape:
             chance, saved = self.dealt(config.seed, config.permutations)
             models_p_value = float(np.mean(saved >= saved[0] - 1e-9))
-        counting = self.counting(similarity, pairs, chance)
+        middle = np.median(chance, axis=0)
         draws = config.resamples // 5
         counts = [
             Counter(pair for resample in self.resampled(side, config.seed, draws) for pair in resample)
@@ -262,19 +260,9 @@ class Matcher:
                 "p_value": p_values,
                 "q_value": q_values,
                 "models_p_value": models_p_value,
-                "matched": [pair in counting for pair in pairs],
+                "matched": [similarity[pair] >= middle[pair[0]] - 1e-9 for pair in pairs],
             }
         )
-
-
-def of_matches(draws: Iterable[tuple[np.ndarray, Pairs]]) -> Float[np.ndarray, "draw head"]:
-    """How similar each head is to its match in every draw; -infinity for one without."""
-    found = []
-    for similarity, pairs in draws:
-        found.append(np.full(len(similarity), -np.inf))
-        for pair in pairs:
-            found[-1][pair[0]] = similarity[pair]
-    return np.stack(found)
 
 
 def similarities(first: Float[np.ndarray, "head c"], second: Float[np.ndarray, "other c"]) -> np.ndarray:
