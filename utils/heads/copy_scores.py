@@ -77,17 +77,11 @@ def copy_samples(
         ranking = _Ranking(weights, own, seen)
         # As many layers together as memory allows, since each round waits for the device.
         layers_at_once = max(_LOGITS_AT_ONCE // (2 * weights.n_heads * read.numel()), 1)
-        copied = to_cpu(
-            torch.cat(
-                [
-                    ranking.in_top_k([_written(layer, read, definition) for layer in layers])
-                    for layers in (
-                        weights.layers[first : first + layers_at_once]
-                        for first in range(0, weights.n_layers, layers_at_once)
-                    )
-                ]
-            )
-        )
+        found = []
+        for first in range(0, weights.n_layers, layers_at_once):
+            layers = weights.layers[first : first + layers_at_once]
+            found.append(ranking.in_top_k([_written(layer, read, definition) for layer in layers]))
+        copied = to_cpu(torch.cat(found))
     by_prompt = 100 * copied.unflatten(3, positions.shape).double().mean(dim=4)
     return {"copy": by_prompt[:, 0], "negative_copy": by_prompt[:, 1]}
 

@@ -56,18 +56,12 @@ def on_cards(
 
 
 def _peak(
-    shape: PlainShape,
-    pairs: Sequence[tuple[int, int]],
-    at_once: int,
-    number: int,
-    budget: float,
-    method: str,
-    steps: int | str,
+    shape: PlainShape, pairs: Sequence[tuple[int, int]], at_once: int, number: int, budget: float, *how: Any
 ) -> int:
     """Of finding circuits, above the weights. Of each pair: how many tokens run, and its length; the most first."""
     runs, lengths = zip(*pairs[:at_once], strict=True)
     memory = Memory(shape, BatchSizes.of(lengths, runs), number, budget)
-    return max(scoring_peak(memory, method, steps), memory.evaluation(SEARCHED, batches=-(-len(pairs) // at_once)))
+    return max(scoring_peak(memory, *how), memory.evaluation(SEARCHED, batches=-(-len(pairs) // at_once)))
 
 
 def scoring_peak(memory: Memory, method: str, steps: int | str) -> int:
