@@ -204,11 +204,7 @@ class MatchedComparer:
                     for measure in OF_CIRCUITS:
                         row = _row(items[0][measure], items[1][measure], names)
                         row["noise_floor"] = float(np.mean([floor[measure] for floor in noise]))
-                        overlaps = [
-                            a[measure].overlap(b[measure].renamed(names.of_second))
-                            for a, b in zip(*random, strict=True)
-                        ]
-                        row["chance_floor"] = float(np.mean(overlaps))
+                        row["chance_floor"] = _mean_overlap(random, measure, names.of_second)
                         yield {"task": first.task, "step": step, "at": at, "measure": measure, **row}
 
     def _noise_floor(self, side: Checkpoint, at: str, size: int, own: np.ndarray, label: str) -> dict[str, float]:
@@ -221,18 +217,14 @@ class MatchedComparer:
                 items_of_circuit(edges, mask, values)
                 for mask, values in zip(masks.numpy(), scores.numpy(), strict=True)
             ]
-            self._noise[key] = {
-                measure: float(
-                    np.mean(
-                        [
-                            a[measure].overlap(b[measure].renamed(own))
-                            for a, b in zip(drawn[::2], drawn[1::2], strict=True)
-                        ]
-                    )
-                )
-                for measure in OF_CIRCUITS
-            }
+            pairs = drawn[::2], drawn[1::2]
+            self._noise[key] = {measure: _mean_overlap(pairs, measure, own) for measure in OF_CIRCUITS}
         return self._noise[key]
+
+
+def _mean_overlap(sides: Sequence[Sequence[Mapping[str, Items]]], measure: str, names: np.ndarray) -> float:
+    """Of two circuits at a time; the second side is renamed."""
+    return float(np.mean([a[measure].overlap(b[measure].renamed(names)) for a, b in zip(*sides, strict=True)]))
 
 
 def _circuit(side: Checkpoint, size: int | None) -> dict[str, Items]:
@@ -276,6 +268,13 @@ def other_rows(
         roles: `ioi_consistency_heads` by model, as far as there are any.
     """
     graphs = match.graphs
+
+    def rows_of(
+        measure: str, items: Sequence[Items], task: str | None = None, at: str | None = None
+    ) -> Iterator[dict[str, object]]:
+        for names in match.names:
+            yield {"task": task, "at": at, "measure": measure, **_row(items[0], items[1], names)}
+
     if all(model in roles for model in models):
         held = [
             roles[model][(roles[model]["step"] == match.step) & roles[model]["passes"].astype(bool)] for model in models
@@ -285,9 +284,7 @@ def other_rows(
             _of_nodes(_heads(graph, rows), rows["role"].map(known.index).to_numpy(dtype=int))
             for graph, rows in zip(graphs, held, strict=True)
         ]
-        yield from (
-            {"task": None, "at": None, "measure": "roles", **_row(items[0], items[1], names)} for names in match.names
-        )
+        yield from rows_of("roles", items)
     steps = [set(tables["curves"].loc[tables["curves"]["model"] == model, "step"]) for model in models]
     common = np.array(sorted(steps[0] & steps[1]))
     emerged = [
@@ -304,9 +301,7 @@ def other_rows(
         )
         for graph, rows in zip(graphs, emerged, strict=True)
     ]
-    yield from (
-        {"task": None, "at": None, "measure": "emergence", **_row(items[0], items[1], names)} for names in match.names
-    )
+    yield from rows_of("emergence", items)
     lifetimes = tables["lifetimes"]
     both = [lifetimes[lifetimes["model"] == model] for model in models]
     for task in sorted(set(both[0]["task"]) & set(both[1]["task"])):
@@ -321,10 +316,7 @@ def other_rows(
                 flat = torch.tensor([u * graph.n_backward + v for u, v in ends], dtype=torch.long)
                 sources, nodes, inputs = edge_ends(graph, flat)
                 items.append(Items(np.stack([sources, nodes], 1), inputs, rows["lifetime"].to_numpy(dtype=float)))
-            yield from (
-                {"task": task, "at": at, "measure": "lifetimes", **_row(items[0], items[1], names)}
-                for names in match.names
-            )
+            yield from rows_of("lifetimes", items, task, at)
 
 
 def transfer_rows(store: Store, models: tuple[str, str], task: str) -> Iterator[dict[str, object]]:
