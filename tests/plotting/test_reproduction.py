@@ -222,17 +222,17 @@ def test_one_command_measures_all_that_is_missing_in_as_many_hours_as_its_operat
 
 
 def test_settings_that_differ_from_the_studys_are_named(tmp_path: Path) -> None:
-    store = write_study(tmp_path, agree=True, models=["pythia-70m"])
+    store = write_study(tmp_path, agree=True, models=["pythia-410m"])
     study = yaml.safe_load((ROOT / "configs" / "study" / "ioi.yml").read_text())
-    write_settings(store, "faithfulness", "pythia-70m", "ioi", study | {"device": "cpu"})
+    write_settings(store, "faithfulness", "pythia-410m", "ioi", study | {"device": "cpu", "dtype": "float32"})
     other = study | {"dtype": "float32", "search": study["search"] | {"criterion": "normalised"}}
-    write_settings(store, "faithfulness", "pythia-70m", "sva", other)
+    write_settings(store, "faithfulness", "pythia-410m", "sva", other)
     table = reproduction(store, EVERYTHING)
-    assert only(table, quantity="circuit_nodes", model="pythia-70m", task="ioi")["settings"] == ""
-    told = only(table, quantity="circuit_nodes", model="pythia-70m", task="sva")["settings"]
+    assert only(table, quantity="circuit_nodes", model="pythia-410m", task="ioi")["settings"] == ""
+    told = only(table, quantity="circuit_nodes", model="pythia-410m", task="sva")["settings"]
     assert "dtype=float32 (study: bfloat16)" in told
     assert "search.criterion=normalised (study: raw)" in told
-    unknown = only(table, quantity="circuit_nodes", model="pythia-70m", task="greater_than")["settings"]
+    unknown = only(table, quantity="circuit_nodes", model="pythia-410m", task="greater_than")["settings"]
     assert unknown == "unknown: there is no run.json"
 
 
