@@ -33,7 +33,7 @@ from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
 from circuits_over_time.edge_attribution_patching.model.forward import LayerActivations, embed, forward
 from circuits_over_time.edge_attribution_patching.model.packed_tokens import PackedTokens
-from circuits_over_time.edge_attribution_patching.model.transfer import to_device
+from circuits_over_time.edge_attribution_patching.model.transfer import checked_at_the_end, to_cpu, to_device
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 from circuits_over_time.edge_attribution_patching.scores.folds import KeptFolds
 
@@ -146,18 +146,19 @@ def attention_roles(
             n_kept: int = n_patterns - int(index[0]),
         ) -> None:
             pattern = layer.pattern.float().masked_fill(~inside[:, None, :, None], 0)
-            layers.append(torch.einsum("bhqk,rbqk->rhb", pattern, shares).cpu())
+            layers.append(torch.einsum("bhqk,rbqk->rhb", pattern, shares))
             if n_kept > 0:
-                square = torch.zeros(*pattern[:n_kept].shape[:2], width, width)
-                square[..., : pattern.shape[2], : pattern.shape[3]] = pattern[:n_kept, :, :width, :width].cpu()
-                kept.append(square[..., below])
+                kept.append(pattern[:n_kept, :, :width, :width].clone())
 
-        with torch.inference_mode():
+        with torch.inference_mode(), checked_at_the_end():
             forward(weights, layout, embed(weights, layout, layout.pack(tokens)), visit=add)
-        values = torch.stack(layers, dim=1)  # [role, layer, head, prompt]
+            # [role, layer, head, prompt] and [prompt, layer, head, query, key]
+            values, of_first = to_cpu((torch.stack(layers, dim=1), torch.stack(kept, dim=1) if kept else None))
         found.append(values.masked_fill(~has_key.any(-1)[:, None, None], torch.nan))
-        if kept:
-            patterns.append(torch.stack(kept, dim=1))
+        if of_first is not None:
+            square = torch.zeros(*of_first.shape[:3], width, width)
+            square[..., : of_first.shape[3], : of_first.shape[4]] = of_first
+            patterns.append(square[..., below])
     of_roles = dict(zip(names, torch.cat(found, dim=-1), strict=True))
     return of_roles, torch.cat(patterns) if patterns else torch.zeros(0, weights.n_layers, weights.n_heads, 0)
 

@@ -51,7 +51,7 @@ from circuits_over_time.edge_attribution_patching.model.forward import (
     embed_tokens,
     mlp,
 )
-from circuits_over_time.edge_attribution_patching.model.transfer import largest_of, require_finite
+from circuits_over_time.edge_attribution_patching.model.transfer import largest_of, require_finite, to_device
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 
 from ..base.errors import UserError
@@ -157,15 +157,17 @@ def succession(weights: ModelWeights, pairs: dict[str, list[Pairs]], definition:
         ValueError: if no class has pairs.
         ZeroDivisionError: under `study`, if a norm hides what the checkpoint stores (`LayerWeights.stored_W_V`).
     """
-    # Each list as [source or successor, pair]; what any list needs is worked out once for all.
-    lists = [
-        torch.tensor(pairs_of_list, device=weights.device).T.contiguous()
-        for of_class in pairs.values()
-        for pairs_of_list in of_class
-    ]
+    # Each list as [source or successor, pair]; what any list needs is worked out once for all, on the CPU.
+    lists = [torch.tensor(of_list).T.contiguous() for of_class in pairs.values() for of_list in of_class]
     if not lists:
         raise ValueError("no class has a pair of single tokens under this tokenizer")
     sources, successors = (ids.unique() for ids in torch.cat(lists, dim=1))
+    # Only the successors of a pair's own list compete with its own.
+    places = []
+    for source, successor in lists:
+        candidates, own = successor.unique(return_inverse=True)
+        places.append((torch.searchsorted(sources, source), torch.searchsorted(successors, candidates), own))
+    sources, successors, places = to_device((sources, successors, places), weights.device)
     bottom = weights.layers[0]
     if definition == "study":
         bottom, read = replace(bottom, mlp_norm=None, mlp_post_norm=None), weights.unembed[successors]
@@ -181,13 +183,10 @@ def succession(weights: ModelWeights, pairs: dict[str, list[Pairs]], definition:
             W_V, W_O = layer.W_V, layer.W_O_scaled
         values = layer.per_head(x @ W_V.to(read.dtype).transpose(1, 2))  # [head, source, d_head]
         reads = W_O.to(read.dtype) @ read.T  # [head, d_head, successor]
-        wins = []
-        # Only the successors of a pair's own list compete with its own.
-        for source, successor in lists:
-            candidates, own = successor.unique(return_inverse=True)
-            from_source = values[:, torch.searchsorted(sources, source)]
-            to_candidates = reads[..., torch.searchsorted(successors, candidates)]
-            wins.append(_wins(from_source @ to_candidates, own, ties=definition == "study"))
+        wins = [
+            _wins(values[:, source] @ reads[..., candidates], own, ties=definition == "study")
+            for source, candidates, own in places
+        ]
         layers.append(torch.cat(wins, dim=-1))
     sizes = [sum(map(len, of_class)) for of_class in pairs.values()]
     right = torch.stack(layers).cpu().split(sizes, dim=-1)
