@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -49,6 +49,19 @@ class LayerActivations:
     def written(self) -> Float[Tensor, "*stack token head d_head"]:
         """What each head writes, times `LayerWeights.W_O_scaled`."""
         return self.z if self.post_inverse_scale is None else self.z * self.post_inverse_scale[..., None]
+
+
+class _Brought:
+    """What a layer on another device computed, of which each part is copied to the model's when it is first read."""
+
+    def __init__(self, there: LayerActivations, device: torch.device) -> None:
+        self._there, self._device = there, device
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._there, name)
+        value = value.to(self._device) if isinstance(value, Tensor) else value
+        setattr(self, name, value)
+        return value
 
 
 Visitor = Callable[[LayerActivations], None]
@@ -306,6 +319,7 @@ def forward(
     *,
     prefix: KVCache | None = None,
     visit: Visitor | None = None,
+    in_place: bool = False,
     last_layer: Literal["full", "answers"] = "full",
     frozen: bool = False,
     write: Writer | None = None,
@@ -317,12 +331,14 @@ def forward(
         x: residual stream before layer 0 (`embed`).
         prefix: keys and values of the positions before `layout.starts`; needed where any start is above 0.
         visit: called with each layer's activations as the layers run; keep what you need, nothing is held here.
+        in_place: of a model on several devices, leave them where the layer is; else what `visit` reads is brought to
+            the model's device.
         last_layer: with "answers", the last layer's queries, z, MLP and the result cover only each prompt's last token
             (its keys and values cover all): the only tokens that matter for the logits at the answer.
         frozen: let gradients follow the rules of RelP (Jafari et al. 2025, arXiv 2508.21258), which are those of a
             linear model: norms' scales and attention patterns are constants, an activation is a multiplication with
             the ratio of its output to its input, and each factor of a gate gets half of their product.
-        write: may replace what the nodes of a layer write; `hold`: what their units hold.
+        write: may replace what the nodes of a layer write, where the layer is; `hold`: what their units hold.
 
     Returns:
         The final residual stream, before the final norm, at all packed tokens or at the last ones ("answers").
@@ -336,6 +352,7 @@ def forward(
         raise ValueError(f"a prompt has {layout.width} tokens; the model takes at most {weights.n_positions}")
     largest = {"the embedding": largest_of(x)}
     for index, (layer, rotation) in enumerate(zip(weights.layers, layout.rotations(weights), strict=True)):
+        x, here = x.to(layer.device, non_blocking=True), layout.on(layer.device, weights)
         normalised, inverse_scale = (
             (x, None) if layer.attn_norm is None else normalise(layer.attn_norm, x, frozen=frozen)
         )
@@ -343,8 +360,8 @@ def forward(
         qkv = F.linear(normalised, layer.W_qkv.flatten(0, 1), layer.b_qkv.flatten()).unflatten(-1, layer.b_qkv.shape)
         attended = as_they_attend(layer, qkv, rotation)
         answers = last_layer == "answers" and index == weights.n_layers - 1
-        rows, queries = layout.rows(weights, answers=answers), layout.answers if answers else layout.queries
-        laid = lay_out(layer, attended, layout, prefix[index] if prefix else None, rows)
+        rows, queries = here.rows(weights, answers=answers), here.answers if answers else here.queries
+        laid = lay_out(layer, attended, here, prefix[index] if prefix else None, rows)
         z, pattern = attend(layer, laid, queries, frozen=frozen)
         z = take_rows(z.flatten(-4, -2), rows.z).unflatten(-2, (-1, layer.n_heads))
         z = z if hold is None else hold(2 * index + 1, z)
@@ -356,7 +373,7 @@ def forward(
             post_inverse_scale = post_inverse_scale.detach() if frozen else post_inverse_scale
             attn_out = (attn_out * post_inverse_scale * post_norm.gain).to(attn_out.dtype)
         attn_out = attn_out if write is None else write(2 * index + 1, attn_out)
-        resid = x[..., layout.last, :] if answers else x
+        resid = x[..., here.last, :] if answers else x
         # view_as: a separate tensor to differentiate by, which only the MLP reads.
         stream = resid if weights.parallel else resid + attn_out
         mlp_in = stream.view_as(stream)
@@ -366,15 +383,17 @@ def forward(
         mlp_out = mlp_out if write is None else write(2 * index + 2, mlp_out)
         if visit is not None:
             q, k, v = attended.split((layer.n_heads, layer.n_kv_heads, layer.n_kv_heads), dim=-2)
-            q = q[..., layout.last, :, :] if answers else q
+            q = q[..., here.last, :, :] if answers else q
             read = x, normalised, inverse_scale
-            # The pattern is named in the call alone: a local that held it would keep it while the next layer attends.
-            visit(LayerActivations(index, *read, qkv, laid, q, k, v, pattern, z, post_inverse_scale, mlp_in, mlp_out))
+            seen = LayerActivations(index, *read, qkv, laid, q, k, v, pattern, z, post_inverse_scale, mlp_in, mlp_out)
+            away = layer.device != weights.device and not in_place
+            visit(cast("LayerActivations", _Brought(seen, weights.device)) if away else seen)
+            del seen
         x = (resid + attn_out if weights.parallel else stream) + mlp_out
         del z, pattern  # So that no two layers' attention is held at once.
-        largest[f"layer {index}"] = largest_of(x)
+        largest[f"layer {index}"] = largest_of(x).to(weights.device)
     require_finite(largest, weights.dtype)
-    return x
+    return x.to(weights.device)
 
 
 def kv_cache(weights: ModelWeights, layout: PackedTokens, tokens: Int[Tensor, "prompt position"]) -> KVCache:
@@ -392,7 +411,7 @@ def kv_cache(weights: ModelWeights, layout: PackedTokens, tokens: Int[Tensor, "p
 
     with torch.no_grad():
         packed = tokens[layout.prefix_prompts[inner.prompt], inner.position]
-        forward(weights, inner, embed(weights, inner, packed), visit=keep, last_layer="answers")
+        forward(weights, inner, embed(weights, inner, packed), visit=keep, in_place=True, last_layer="answers")
     return cache
 
 

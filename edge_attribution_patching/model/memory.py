@@ -167,3 +167,21 @@ class Memory:
 def pairs_within(sizes: Sizes, width: int, number: int, budget: float) -> int:
     """How many pairs of so many tokens one integration step has room for in a budget of bytes; one at least."""
     return max(1, int(budget // Memory(sizes, BatchSizes.of([width], [width]), number, budget).step))
+
+
+def layers_by_device(sizes: Sizes, number: int, rooms: Sequence[float]) -> list[int]:
+    """How many layers go to each of several devices, one block after the other, and at least one to the first.
+
+    What a layer takes besides its weights depends on the prompts. So that the device with the least room for each of
+    its layers has as much as can be, layers are dealt out one by one by D'Hondt's rule.
+
+    Args:
+        number: bytes of a number.
+        rooms: bytes of each device. The first also has the embeddings, the unembedding and what becomes of the logits.
+    """
+    shared = 2 * sizes.d_vocab * sizes.d_model * number
+    left = [room - shared * (place == 0) for place, room in enumerate(rooms)]
+    counts = [1] + [0] * (len(left) - 1)
+    for _ in range(sizes.n_layers - 1):
+        counts[max(range(len(left)), key=lambda place: left[place] / (counts[place] + 1))] += 1
+    return counts

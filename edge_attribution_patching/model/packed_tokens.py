@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -163,6 +164,7 @@ class PackedTokens(Movable):
         self.on_cpu = starts.numpy(), lengths.numpy()
         self._rows: dict[str, AttentionRows] = {}
         self._rotations: dict[tuple[Rotary, torch.dtype], Rotation] = {}
+        self._elsewhere = SimpleNamespace(by_device={})  # In an object that `to_device` does not look into.
         if device.type != "cpu":
             vars(self).update(vars(to_device(self, device)))
 
@@ -175,8 +177,19 @@ class PackedTokens(Movable):
         """Only each prompt's last token runs."""
         lengths = torch.from_numpy(self.on_cpu[1])
         last = PackedTokens(lengths - 1, lengths)
-        last._rotations = {key: last._rotation(*key) for key in self._rotations}  # To be sent along.
+        for rotary, dtype in self._rotations:  # To be sent along.
+            last._rotation(rotary, dtype)
         return to_device(last, self.lengths.device)
+
+    def on(self, device: torch.device, weights: ModelWeights) -> PackedTokens:
+        """The same on the device of some of a model's layers, with what these ask for; sent there once."""
+        if device == self.lengths.device:
+            return self
+        if device not in self._elsewhere.by_device:
+            starts, lengths = map(torch.from_numpy, self.on_cpu)
+            self._elsewhere.by_device[device] = to_device(PackedTokens(starts, lengths).made_for(weights), device)
+        there: PackedTokens = self._elsewhere.by_device[device]
+        return there
 
     def rows(self, shape: ModelWeights | LayerWeights, *, answers: bool = False) -> AttentionRows:
         """How attention lays out these tokens, of which all attend or only the answers'."""
@@ -193,7 +206,8 @@ class PackedTokens(Movable):
 
     def made_for(self, weights: ModelWeights) -> PackedTokens:
         """Itself, on the CPU, with all that a pass of a model will ask for, to be sent along."""
-        self.rotations(weights)
+        for layer in weights.layers:
+            self._rotation(layer.rotary, weights.dtype)
         for answers in (False, True):
             self.rows(weights, answers=answers)
         if self.prefix is not None:
@@ -205,20 +219,18 @@ class PackedTokens(Movable):
         return padded[self.prompt, self.position]
 
     def rotations(self, weights: ModelWeights) -> list[Rotation | None]:
-        """Every layer's cosine and sine at the packed tokens, in the model's dtype. Layers with the same ones share."""
-        for rotary in {layer.rotary for layer in weights.layers if layer.rotary is not None}:
-            if (rotary, weights.dtype) not in self._rotations:
-                self._rotations[rotary, weights.dtype] = self._rotation(rotary, weights.dtype)
-        return [
-            None if layer.rotary is None else self._rotations[layer.rotary, weights.dtype] for layer in weights.layers
-        ]
+        """Every layer's cosine and sine at the packed tokens, where the layer is, in the model's dtype."""
+        return [self.on(layer.device, weights)._rotation(layer.rotary, weights.dtype) for layer in weights.layers]
 
-    def _rotation(self, rotary: Rotary, dtype: torch.dtype) -> Rotation:
-        precise = torch.promote_types(dtype, torch.float32)
-        angles = torch.outer(self.position.to(precise), rotary.frequencies.to(self.position.device, precise))
-        cos, sin = (table[:, None] * rotary.scale for table in (angles.cos(), angles.sin()))
-        turned = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
-        return Rotation(*(table.to(dtype) for table in turned))
+    def _rotation(self, rotary: Rotary | None, dtype: torch.dtype) -> Rotation | None:
+        """Layers with the same one share it."""
+        if rotary is not None and (rotary, dtype) not in self._rotations:
+            precise = torch.promote_types(dtype, torch.float32)
+            angles = torch.outer(self.position.to(precise), rotary.frequencies.to(self.position.device, precise))
+            cos, sin = (table[:, None] * rotary.scale for table in (angles.cos(), angles.sin()))
+            turned = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+            self._rotations[rotary, dtype] = Rotation(*(table.to(dtype) for table in turned))
+        return None if rotary is None else self._rotations[rotary, dtype]
 
 
 @dataclass(frozen=True)

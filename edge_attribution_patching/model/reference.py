@@ -29,7 +29,7 @@ from .weights import ModelWeights
 
 @dataclass(frozen=True)
 class Reference:
-    """What ablated nodes write, at each position, or at all of them alike: then there is one.
+    """What ablated nodes write, at each position, or at all of them alike: then there is one. Each is with its layer.
 
     Attributes:
         totals: of the input, then of the heads (with the output's bias) and the MLP of each layer.
@@ -61,7 +61,8 @@ class Reference:
             nothing = weights.embed.new_zeros(1, weights.d_model)
             biases = [apply_norm(layer.attn_post_norm, layer.b_O[None]) for layer in weights.layers]
             none = [layer.b_qkv.new_zeros(1, *layer.W_O.shape[:2]) for layer in weights.layers]
-            return cls(False, [nothing, *(one for bias in biases for one in (bias, nothing))], none, none)
+            of_layers = (one for bias in biases for one in (bias, torch.zeros_like(bias)))
+            return cls(False, [nothing, *of_layers], none, none)
         positional = ablation == "mean_positional"
         width = int(lengths.max()) if positional else 1
         sums: list[Tensor] = []
@@ -71,11 +72,10 @@ class Reference:
                 # Which tokens each mean is of.
                 of_tokens = layout.position == torch.arange(width)[:, None] if positional else layout.prompt[None] >= 0
                 batch = to_device((layout, of_tokens, tokens[index]), weights.device)
-                found = [of_tokens.sum(1), *_sums(weights, *batch)]
-                found = [one.to(weights.device) for one in found]
+                found = [of_tokens.sum(1).to(weights.device), *_sums(weights, *batch)]
                 sums = [before + now for before, now in zip(sums, found, strict=True)] if sums else found
         counts, *others = sums
-        means = [(one / counts.view(-1, *[1] * (one.ndim - 1))).to(weights.dtype) for one in others]
+        means = [(one / counts.to(one.device).view(-1, *[1] * (one.ndim - 1))).to(weights.dtype) for one in others]
         n = 2 * weights.n_layers + 1
         return cls(positional, means[:n], means[n : n + weights.n_layers], means[n + weights.n_layers :])
 
@@ -95,7 +95,7 @@ class Reference:
                 f"a prompt has {layout.width} tokens, but no reference prompt more than {len(x)}; there is no mean at "
                 "its last positions"
             )
-        return x[positions]
+        return x[positions.to(x.device)]
 
 
 def _sums(
@@ -110,7 +110,7 @@ def _sums(
     totals, heads, z = [], [], []
 
     def added(x: Float[Tensor, "token ..."]) -> Float[Tensor, "position ..."]:
-        return (share @ x.flatten(1).to(precise)).unflatten(1, x.shape[1:])
+        return (share.to(x.device) @ x.flatten(1).to(precise)).unflatten(1, x.shape[1:])
 
     def write(node_layer: int, out: Tensor) -> Tensor:
         totals.append(added(out))
@@ -122,5 +122,5 @@ def _sums(
 
     embedded = embed(weights, layout, layout.pack(tokens))
     totals.append(added(embedded))
-    forward(weights, layout, embedded, visit=visit, write=write)
+    forward(weights, layout, embedded, visit=visit, in_place=True, write=write)
     yield from (*totals, *heads, *z)

@@ -7,7 +7,7 @@ architecture is an entry in `architecture_table.py`, and one reader serves them 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -70,6 +70,11 @@ class LayerWeights:
     attn_softcap: float | None = None
     attn_post_norm: Norm | None = None
     mlp_post_norm: Norm | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the layer is: not always where the model's embeddings are."""
+        return self.W_qkv.device
 
     @property
     def n_heads(self) -> int:
@@ -161,20 +166,30 @@ class ModelWeights(Shape):
 
     @property
     def device(self) -> torch.device:
+        """Of the embeddings and the unembedding. Everything is there that is not of one layer alone."""
         return self.embed.device
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """That, and those of layers elsewhere."""
+        return tuple(dict.fromkeys((self.device, *(layer.device for layer in self.layers))))
 
     @property
     def dtype(self) -> torch.dtype:
         return self.embed.dtype
 
 
-def read_weights(model: PreTrainedModel) -> ModelWeights:
+def read_weights(model: PreTrainedModel, where: Callable[[str], torch.device] | None = None) -> ModelWeights:
     """The weights of a Hugging Face causal language model; errors as of `architectures.read_shape`.
 
-    Tensors are views of the model's own memory; only the folded q, k, v projections (and `V_mean`) are new.
+    Tensors are views of the model's own memory; only the folded q, k, v projections (and `V_mean`) are new. `where`
+    says to which device each tensor goes, by its name; by default they stay where they are.
     """
+    state = model.state_dict()
+    if where is not None:
+        state = {name: tensor.to(where(name)) for name, tensor in state.items()}
     with torch.no_grad():
-        return _Reader(read_shape(model.config), model.config, model.state_dict()).model()
+        return _Reader(read_shape(model.config), model.config, state).model()
 
 
 def read_tensors(config: PretrainedConfig, tensors: Mapping[str, Tensor]) -> ModelWeights | None:
@@ -268,7 +283,7 @@ class _Reader:
         of_qkv, of_out, of_mlp = self.biased
 
         def norm(name: str | None, size: int = shape.d_model) -> Norm | None:
-            return None if name is None else self.norm(block + name, size)
+            return None if name is None else self.norm(block + name, size, block + names.mlp_out)
 
         # Folding gain, bias and centring into the projections leaves of the norm its scale alone.
         attn_norm = norm(names.attn_norm)
@@ -316,10 +331,14 @@ class _Reader:
             scale = 1.0
         return scale / (layer + 1) if self.field("scale_attn_by_inverse_layer_idx") else scale
 
-    def norm(self, name: str, size: int) -> Norm:
+    def norm(self, name: str, size: int, near: str = "lm_head") -> Norm:
+        """A norm by its name; one without tensors is where another tensor is."""
         kind, eps = self.architecture.norm, self.architecture.eps
         if kind == "bare layer":
-            gain = self.tensor("lm_head.weight", self.shape.d_vocab, self.shape.d_model).new_ones(size)
+            like = self.tensors.get(near + ".weight")
+            if like is None:
+                raise _Unexpected(near)
+            gain = like.new_ones(size)
         else:
             gain = self.tensor(name + ".weight", size)
         if kind == "rms one plus":

@@ -65,10 +65,10 @@ def _with_neurons(
     def values(some: Tensor) -> Float[Tensor, "mask prompt"]:
         def hold(n: int, x: Tensor) -> Tensor:
             index, is_mlp = divmod(n - 1, 2)
-            base = runs.base.layers[index]
+            base, units = runs.base.layers[index], (of_hidden if is_mlp else of_z)[some, index, None].to(x.device)
             if is_mlp:
-                return torch.where(of_hidden[some, index, None], x, mlp_hidden(weights.layers[index], base.mlp_in))
-            return torch.where(of_z[some, index, None].unflatten(-1, x.shape[-2:]), x, base.z)
+                return torch.where(units, x, mlp_hidden(weights.layers[index], base.mlp_in))
+            return torch.where(units.unflatten(-1, x.shape[-2:]), x, base.z)
 
         any_unit = masks[some].any(1)[:, None, None]
         embedded = torch.where(any_unit, runs.source.embedded, runs.base.embedded)

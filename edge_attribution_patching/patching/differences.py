@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..model.transfer import Movable
+from ..model.transfer import Movable, to_device
 
 # Adding up the rows that inputs read beats a matrix product with zeros while fewer than this share of the entries are
 # edges (measured at 160m shape: 0.1 to 0.2); with one input the product is bound by memory and never wins.
@@ -91,6 +91,15 @@ class Differences:
         # Row 0 is the base residual stream of whoever reads next, then come the kept nodes of every mask and their sum.
         self._rows = like.new_empty(1 + n_masks * (n_kept + 1), *like.shape)
         self._n_summed = 0
+
+    @property
+    def device(self) -> torch.device:
+        return self._rows.device
+
+    def move(self, device: torch.device) -> None:
+        """To where the next nodes are computed."""
+        self._rows = self._rows.to(device, non_blocking=True)
+        self.tokens_of_roles = to_device(list(self.tokens_of_roles), device)
 
     def of_next(self, n_nodes: int) -> Float[Tensor, "mask node token d_model"]:
         """Where the next nodes write theirs; to be filled before anything is read."""

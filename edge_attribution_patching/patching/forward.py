@@ -35,7 +35,6 @@ from ..graph import Graph
 from ..model.forward import attend, clamp, clamp_norm_rotate, mlp, rotate, with_prefix
 from ..model.norms import Norm, centred, inverse_rms
 from ..model.pairs import COUNTED, GB, Metric, bar
-from ..model.transfer import to_device
 from ..model.weights import ModelWeights
 from .differences import Differences
 from .plan import NO_OVERRIDES, ActivationOverrides, Plan, spanning_norms
@@ -51,7 +50,7 @@ class HeadAttention:
     """The attention of recomputed heads of a layer; in the last layer q and what heads write are at the answers alone.
 
     Attributes:
-        there: `heads` on the model's device.
+        there: `heads` where the layer is.
         masks: under which masks of all, on the CPU.
         pattern: padded, with the queries of `PackedTokens.queries` (in the last layer `PackedTokens.answers`).
         written: what comes of them, before W_O_scaled.
@@ -134,7 +133,7 @@ class _PatchedPass:
         self.graph, self.layout = plan.graph, runs.layout
         self.last_layer = weights.n_layers - 1
         self.rotations = runs.layout.rotations(weights)
-        self.steps = to_device(Steps.of(weights, plan), weights.device)
+        self.steps = Steps.of(weights, plan).on_devices(weights)
         self.differences = Differences(
             self.steps.n_masks, self.steps.n_kept, runs.base.embedded, runs.batch.tokens_of_roles
         )
@@ -149,6 +148,8 @@ class _PatchedPass:
             of_input = runs.source.embedded - runs.base.embedded
             self.differences.of_next(1)[:, 0] = centred(self.weights.final_norm, of_input)
         for index, layer in enumerate(steps.layers):
+            self.differences.move(self.weights.layers[index].device)
+            self.layout = runs.layout.on(self.differences.device, self.weights)
             change = self._change_of_heads(index, layer) if len(layer.heads) else None
             if index == self.last_layer and self.layout.n_tokens > self.layout.n_prompts:
                 self.differences.keep_tokens(self.layout.last)  # From here on only the answers matter.
@@ -156,8 +157,8 @@ class _PatchedPass:
                 self._write_heads(index, layer, change)
             if layer.mlp_source is not None:
                 self._write_mlp(index, layer)
-        computed = self.differences.read(steps.logits, runs.base.final)[0]
-        return torch.where(steps.computed, computed, final)
+        computed = self.differences.read(steps.logits, runs.base.final.to(self.differences.device))[0]
+        return torch.where(steps.computed, computed.to(final.device), final)
 
     def _change_of_heads(self, index: int, steps: LayerSteps) -> Float[Tensor, "mask head token d_head"]:
         """What some heads of a layer write, patched minus base, before W_O_scaled."""

@@ -22,6 +22,7 @@ from ..model.forward import attend, clamp_norm_rotate, mlp
 from ..model.norms import inverse_rms, normalise
 from ..model.packed_tokens import Rotation
 from ..model.pairs import Metric, bar
+from ..model.transfer import to_device
 from ..model.weights import LayerWeights, ModelWeights
 from .plan import spanning_norms
 from .runs import PreparedRuns, metric_of_finals
@@ -68,23 +69,25 @@ def _final(
     """The final residual stream at the answers."""
     if not edges[:, graph.logits].any():
         return runs.base.final
-    layout, answers = runs.layout, runs.layout.last
+    layout = runs.layout
     # Of what nodes of the circuit read, and the logits; where a norm ties heads together, of what any node reads.
     held = edges.any(1) | any(map(any, spanning_norms(weights)))
     absent = ~edges & F.pad(held, (0, 1), value=True)[graph.forward_of_backward]
     stream, rotations = runs.source.embedded, runs.layout.rotations(weights)
     here, base = [stream], [runs.base.embedded]
     for index, (layer, run, rotation) in enumerate(zip(weights.layers, runs.base.layers, rotations, strict=True)):
+        stream, here, base = to_device((stream, here, base), layer.device)
+        at = layout.on(layer.device, weights)
         of_q, of_k, of_v = absent[:, graph.qkv_inputs(index)].split(graph.n_heads, dim=1)
         k = _attending(layer, "k", read(stream, here, base, of_k), rotation)
         v = _attending(layer, "v", read(stream, here, base, of_v), rotation)
         last = index == weights.n_layers - 1
         if last:  # From here on only the answers matter.
-            stream, here, base = stream[answers], [x[answers] for x in here], [x[answers] for x in base]
-            rotation = None if rotation is None else rotation.at(answers)
+            stream, here, base = stream[at.last], [x[at.last] for x in here], [x[at.last] for x in base]
+            rotation = None if rotation is None else rotation.at(at.last)
         q = _attending(layer, "q", read(stream, here, base, of_q), rotation)
-        queries = layout.answers if last else layout.queries
-        laid = torch.cat((q[:, None] if last else q[queries.tokens], k[layout.keys], v[layout.keys]), dim=1)
+        queries = at.answers if last else at.queries
+        laid = torch.cat((q[:, None] if last else q[queries.tokens], k[at.keys], v[at.keys]), dim=1)
         z, _ = attend(layer, laid.transpose(1, 2).contiguous(), queries)
         z = z.transpose(1, 2).flatten(0, 1)[queries.places]
         out = F.linear(z.flatten(1), layer.W_O.flatten(0, 1).T, layer.b_O)
@@ -100,7 +103,7 @@ def _final(
         here.append(mlp(layer, mlp_in[0]))
         base.append(run.mlp_out)
         stream = after + here[-1]
-    return read(stream, here, base, absent[:, graph.logits, None])[0]
+    return read(stream, here, base, absent[:, graph.logits, None])[0].to(weights.device)
 
 
 def _attending(

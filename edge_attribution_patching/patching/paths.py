@@ -197,7 +197,7 @@ def at_the_difference(runs: PreparedRuns) -> PreparedRuns:
     base, source = runs.base, runs.source
 
     def mixed(of_source: Tensor, of_base: Tensor) -> Tensor:
-        return torch.where(first.view(-1, *[1] * (of_base.ndim - 1)), of_source, of_base)
+        return torch.where(first.to(of_base.device).view(-1, *[1] * (of_base.ndim - 1)), of_source, of_base)
 
     layers = [
         replace(below, **{name: mixed(getattr(other, name), x) for name, x in below.tensors().items()})

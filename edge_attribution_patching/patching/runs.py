@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -51,6 +52,7 @@ class LayerRun:
 
     def at(self, tokens: Int[Tensor, " part"]) -> LayerRun:
         """Some of the packed tokens."""
+        tokens = tokens.to(self.z.device)
         return LayerRun(**{name: x[tokens] for name, x in self.tensors().items()})
 
 
@@ -110,11 +112,12 @@ def prepare_runs(
 
     def keep(layer: LayerActivations) -> None:
         resid_pre, v = centred(norm, layer.resid_pre), layer.v.contiguous()
+        here = layout.on(resid_pre.device, weights)
         last = layer.layer == last_layer
         if not weights.parallel:
             mlp_in = centred(norm, layer.mlp_in)
         elif last:
-            mlp_in = resid_pre[:, layout.last]
+            mlp_in = resid_pre[:, here.last]
         else:  # The MLP reads what attention reads: the same memory.
             mlp_in = resid_pre
         parts: dict[str, Tensor | None] = {"resid_pre": resid_pre, "mlp_in": mlp_in, "v": v}
@@ -125,7 +128,7 @@ def prepare_runs(
                 # A patched pass changes some heads only: their norm's scale is put together from these.
                 projected = clamp(block, layer.qkv[..., block.rows(letter), :])
                 squares = projected.to(torch.promote_types(projected.dtype, torch.float32)).square().sum(-1)
-                parts[f"{letter}_squares"] = squares[:, layout.last] if letter == "q" and last else squares
+                parts[f"{letter}_squares"] = squares[:, here.last] if letter == "q" and last else squares
         for run, of_run in enumerate(layers):
             of_run.append(LayerRun(**{name: part[run] for name, part in parts.items() if part is not None}))
         if reference is not None:
@@ -136,9 +139,8 @@ def prepare_runs(
             layers[0][-1] = replace(layers[0][-1], z=z, ablated=heads)
 
     with torch.no_grad():
-        finals = centred(
-            norm, forward(weights, layout, embedded, prefix=prefix, visit=keep, last_layer="answers", write=write)
-        )
+        how: dict[str, Any] = {"prefix": prefix, "visit": keep, "in_place": True, "write": write}
+        finals = centred(norm, forward(weights, layout, embedded, last_layer="answers", **how))
     of_base, of_source = (RunActivations(*parts) for parts in zip(embedded, layers, finals, strict=True))
     return PreparedRuns(batch, prefix, of_base, of_source)
 
@@ -197,7 +199,9 @@ def at_answers(runs: PreparedRuns) -> PreparedRuns:
     # The keys and values of all tokens but the last ones, prompt by prompt, become the prefix.
     before = layout.keys.flatten()[cut_layout.prefix_places]
     cache = [
-        with_prefix(torch.cat((layer.k, layer.v), dim=-2), prefix).index_select(0, before) if len(before) else None
+        with_prefix(torch.cat((layer.k, layer.v), dim=-2), prefix).index_select(0, before.to(layer.k.device))
+        if len(before)
+        else None
         for layer, prefix in zip(runs.base.layers, runs.prefix, strict=True)
     ]
     batch = replace(runs.batch, layout=cut_layout, tokens_of_roles=())
@@ -206,7 +210,9 @@ def at_answers(runs: PreparedRuns) -> PreparedRuns:
         *below, top = run.layers
         # The last layer's q, z and MLP are at the answers already.
         whole = {
-            name: x[layout.last] for name, x in top.tensors().items() if name in ("resid_pre", "k", "v", "k_squares")
+            name: x[layout.last.to(x.device)]
+            for name, x in top.tensors().items()
+            if name in ("resid_pre", "k", "v", "k_squares")
         }
         layers = [*(layer.at(layout.last) for layer in below), replace(top, **whole)]
         cut.append(RunActivations(run.embedded[layout.last], layers, run.final))

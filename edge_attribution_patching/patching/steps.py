@@ -6,14 +6,15 @@ nothing in the pass itself looks at a value, so the processor never waits for th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 
 import torch
 from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 
 from ..choices import QKV
-from ..model.transfer import Movable
+from ..model.transfer import Movable, to_device
 from ..model.weights import LayerWeights, ModelWeights
 from .differences import Reading
 from .plan import COMPUTED, SOURCE, Plan
@@ -144,6 +145,16 @@ class Steps(Movable):
         n_kept = edges.shape[2]
         logits = Reading.by_role(edges, n_kept, [graph.logits])
         return cls(len(plan), n_kept, bool(kept[0]), layers, logits, state == SOURCE, state == COMPUTED)
+
+    def on_devices(self, weights: ModelWeights) -> Steps:
+        """Each layer's where the layer is, the logits' with the last one, and the rest on the model's device."""
+        if len(weights.devices) == 1 or not self.layers:
+            return to_device(self, weights.device)
+        layers: list[LayerSteps] = []
+        for device, some in groupby(zip(weights.layers, self.layers, strict=True), lambda pair: pair[0].device):
+            layers += to_device([steps for _, steps in some], device)
+        logits = to_device(self.logits, weights.layers[-1].device)
+        return replace(to_device(replace(self, layers=[], logits=None), weights.device), layers=layers, logits=logits)
 
 
 def _layer(layer: LayerWeights, plan: Plan, index: int, edges: Tensor, n_written: list[int]) -> LayerSteps:

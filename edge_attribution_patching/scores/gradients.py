@@ -32,7 +32,7 @@ from ..model.forward import LayerActivations, Writer, clamp_norm_rotate, forward
 from ..model.packed_tokens import KVCache, PackedTokens, Rotation
 from ..model.pairs import Metric, PairBatch
 from ..model.reference import Reference
-from ..model.transfer import Movable
+from ..model.transfer import Movable, to_device
 from ..model.weights import LayerWeights, ModelWeights
 
 
@@ -62,7 +62,7 @@ class NodeOutputs:
         """Run embedded prompts."""
         outputs = cls(embedded, of_neurons=weights if neurons else None)
         with torch.no_grad():
-            forward(weights, layout, embedded, prefix=prefix, visit=outputs.keep, last_layer="answers")
+            forward(weights, layout, embedded, prefix=prefix, visit=outputs.keep, in_place=True, last_layer="answers")
         return outputs
 
     @classmethod
@@ -95,22 +95,20 @@ class NodeOutputs:
         )
         return NodeOutputs(self.embedded - other.embedded, z, mlp_out, shares)
 
-    def written(self, weights: ModelWeights, slots: Slots) -> Float[Tensor, "n_forward slot d_model"]:
-        """What every node writes to the residual stream at some tokens, float32.
+    def write(
+        self, weights: ModelWeights, index: int, slots: Slots, out: Float[Tensor, "n_forward slot d_model"]
+    ) -> None:
+        """What a layer's nodes write to the residual stream at some tokens, in float32, where the layer is.
 
         Of the last layer only what it writes at the answers; the rest nothing reads, and it is 0.
         """
         graph = Graph.of(weights)
-        out = torch.empty(graph.n_forward, len(slots.tokens), weights.d_model, device=weights.device)
-        out[0] = self.embedded[slots.tokens]
-        for index, layer in enumerate(weights.layers):
-            heads, mlp = slice(graph.head(index), graph.mlp(index)), graph.mlp(index)
-            z, mlp_out, at = self.z[index].float(), self.mlp_out[index].float(), slots.tokens
-            if index == graph.n_layers - 1:
-                z, mlp_out, at = F.pad(z, (0, 0, 0, 0, 0, 1)), F.pad(mlp_out, (0, 0, 0, 1)), slots.answers
-            torch.bmm(z[at].transpose(0, 1), layer.W_O_scaled.float(), out=out[heads])
-            out[mlp] = mlp_out[at]
-        return out
+        z, mlp_out, at = self.z[index].float(), self.mlp_out[index].float(), slots.tokens
+        if index == graph.n_layers - 1:
+            z, mlp_out, at = F.pad(z, (0, 0, 0, 0, 0, 1)), F.pad(mlp_out, (0, 0, 0, 1)), slots.answers
+        heads, mlp = slice(graph.head(index), graph.mlp(index)), graph.mlp(index)
+        torch.bmm(z[at].transpose(0, 1), weights.layers[index].W_O_scaled.float(), out=out[heads])
+        out[mlp] = mlp_out[at]
 
 
 @dataclass(frozen=True)
@@ -298,7 +296,7 @@ class Gradients:
         last = weights.n_layers - 1
         rotations = layout.rotations(weights)
         self.layers = [
-            LayerGradients(layer, layout, rotation, last=index == last, frozen=self.frozen)
+            LayerGradients(layer, layout.on(layer.device, weights), rotation, last=index == last, frozen=self.frozen)
             for index, (layer, rotation) in enumerate(zip(weights.layers, rotations, strict=True))
         ]
         self.final: Tensor | None = None
@@ -342,6 +340,7 @@ class Gradients:
                 x,
                 prefix=self.prefix,
                 visit=activations.append,
+                in_place=True,
                 last_layer="answers",
                 frozen=self.frozen,
                 write=write,
@@ -389,17 +388,24 @@ class Gradients:
             def by_fold(x: Float[Tensor, "node fold_x_slot d_model"]) -> Float[Tensor, "fold node slot_x_d_model"]:
                 return x.view(len(x), len(slots.folds), -1).transpose(0, 1)
 
-            written = by_fold(difference.written(weights, part))
-            for index, gradients in enumerate(self.layers):
+            # What nodes write goes along from device to device: all that is read in a layer is where the layer is.
+            here, written = part, torch.empty(graph.n_forward, len(part.tokens), weights.d_model, device=into.device)
+            written[0] = difference.embedded[part.tokens]
+            for index, (gradients, layer) in enumerate(zip(self.layers, weights.layers, strict=True)):
+                if written.device != layer.device:
+                    below, here = written[: graph.head(index)], to_device(part, layer.device)
+                    written = torch.empty(written.shape, device=layer.device)
+                    written[: len(below)] = below
+                difference.write(weights, index, here, written)
                 # The nodes that the MLP reads are all that any input of the layer reads. In a sequential block they
                 # hold the layer's own heads too; what those get at q, k and v are no edges.
                 inputs = slice(graph.qkv_inputs(index).start, graph.mlp_input(index) + 1)
-                n_before, of_inputs = graph.n_before_mlp(index), gradients.at(part)
-                into[:, :n_before, inputs].index_add_(
-                    0, part.folds, torch.bmm(written[:, :n_before], by_fold(of_inputs).transpose(1, 2))
-                )
-            at_answers = by_fold(F.pad(self.final, (0, 0, 0, 1))[part.answers][None])
-            into[:, :, graph.logits].index_add_(0, part.folds, torch.bmm(written, at_answers.transpose(1, 2))[..., 0])
+                n_before, of_inputs = graph.n_before_mlp(index), gradients.at(here)
+                products = torch.bmm(by_fold(written)[:, :n_before], by_fold(of_inputs).transpose(1, 2))
+                into[:, :n_before, inputs].index_add_(0, part.folds, products.to(into.device))
+            at_answers = by_fold(F.pad(self.final, (0, 0, 0, 1))[part.answers][None]).to(written.device)
+            products = torch.bmm(by_fold(written), at_answers.transpose(1, 2))[..., 0]
+            into[:, :, graph.logits].index_add_(0, part.folds, products.to(into.device))
 
     def contract_neurons(
         self, difference: NodeOutputs, memory_budget: float, slots: Slots, into: Float[Tensor, "fold neuron 1"]
@@ -416,16 +422,18 @@ class Gradients:
             behind = F.pad(self.final, (0, 0, 0, 1))[part.answers]
             start = into.shape[1]
             for index in reversed(range(weights.n_layers)):
-                layer, of_inputs = weights.layers[index], self.layers[index].at(part)
+                layer = weights.layers[index]
+                behind, here = behind.to(layer.device), to_device(part, layer.device)
+                of_inputs = self.layers[index].at(here)
                 of_heads = behind if weights.parallel else behind + of_inputs[-1]
-                z, shares, at = difference.z[index].flatten(1), difference.shares[index], part.tokens
+                z, shares, at = difference.z[index].flatten(1), difference.shares[index], here.tokens
                 if index == weights.n_layers - 1:
-                    z, shares, at = F.pad(z, (0, 0, 0, 1)), F.pad(shares, (0, 0, 0, 1)), part.answers
+                    z, shares, at = F.pad(z, (0, 0, 0, 1)), F.pad(shares, (0, 0, 0, 1)), here.answers
                 products = (
                     z[at].float() * (of_heads @ layer.W_O_scaled.flatten(0, 1).float().T),
                     shares[at].float() * (behind @ layer.W_out_scaled.float().T),
                 )
                 of_layer = torch.cat(products, dim=1).unflatten(0, (len(part.folds), -1)).sum(1)  # [fold, neuron]
-                into[:, start - of_layer.shape[1] : start, 0].index_add_(0, part.folds, of_layer)
+                into[:, start - of_layer.shape[1] : start, 0].index_add_(0, part.folds, of_layer.to(into.device))
                 start -= of_layer.shape[1]
                 behind = behind + of_inputs.sum(0)

@@ -78,7 +78,7 @@ class _Routes:
     def __call__(self, layer: LayerActivations) -> None:
         graph, index = self.graph, layer.layer
         self.read(graph.head(index), graph.qkv_inputs(index), layer.resid_pre)
-        W_O = self.weights.layers[index].W_O_scaled.float()
+        W_O = self.weights.layers[index].W_O_scaled.float().to(self.written.device)
         self.written[graph.head(index) : graph.mlp(index)] = layer.written.float().transpose(0, 1) @ W_O
         self.read(graph.n_before_mlp(index), slice(graph.mlp_input(index), graph.mlp_input(index) + 1), layer.mlp_in)
         self.written[graph.mlp(index)] = layer.mlp_out

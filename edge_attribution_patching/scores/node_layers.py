@@ -78,8 +78,9 @@ class _Interpolation:
         if n not in self.layers:
             return written
         # All nodes before n are those of the clean run, and so is what n would write.
-        moved = written.detach() - self.beta * self._difference(n)
-        return torch.where(self.layer_of_pass == n, moved, written)
+        layer_of_pass, beta = to_device((self.layer_of_pass, self.beta), written.device)
+        moved = written.detach() - beta * self._difference(n)
+        return torch.where(layer_of_pass == n, moved, written)
 
     def _difference(self, n: int) -> Float[Tensor, "token d_model"]:
         """What node layer n writes in the clean run minus in the corrupted one."""

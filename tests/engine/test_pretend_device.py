@@ -42,8 +42,18 @@ def test_scripts_and_architectures_give_the_cpus_bits_on_a_device(tmp_path: Path
     command = [sys.executable, "-m", "tests.support.pretended_runs", str(output)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(output.read_text())
+    both = json.loads(output.read_text())
+    found, of_two = both["one"], both["two"]
     assert set(found) == {*MOST, *ARCHITECTURES}
+    # Of a model whose layers are on two devices.
+    assert {name: one["differs_on_two"] for name, one in found.items() if one.get("differs_on_two")} == {}
+    assert {name: one["differs"] for name, one in of_two.items() if one["differs"]} == {}
+    assert of_two.pop("consistency")
+    for one in of_two.values():
+        half = len(one["layers"]) // 2
+        assert one["layers"] == [["pretend:0"]] * half + [["pretend:1"]] * half
+    (alone,), parts = of_two["neox-parallel"]["peaks"]
+    assert max(parts) < 0.65 * alone
     assert {name: one["differs"] for name, one in found.items() if one["differs"]} == {}
     assert all(found[name]["files"] > 1 for name in MOST)
     counts = {name: found[name]["counts"] for name in MOST}
@@ -105,6 +115,23 @@ def test_the_device_counts_and_refuses_as_a_real_one() -> None:
             there.double()
         with pytest.raises(RuntimeError, match="numpy"):
             there.numpy()
+
+
+def test_the_second_device_takes_nothing_of_the_first_but_copies() -> None:
+    here = torch.arange(3.0)
+    with pretended_device() as counting:
+        first, second = device(), device(1)
+        x = here.to(first)
+        there = x.exp().to(second)
+        assert there.to(torch.float64).device == second
+        assert there.to(first).to(x).device == first
+        assert counting.restart().moved == 4 * 3 * 2
+        given = torch.zeros(2, 3, device=second)
+        given[1] = x
+        assert given.cpu().equal(torch.stack((torch.zeros(3), here)))
+        for mixed in (lambda: there + x, lambda: torch.cat((there, x)), lambda: there[torch.tensor([0]).to(first)]):
+            with pytest.raises(RuntimeError, match="of pretend:0 and of pretend:1"):
+                mixed()
 
 
 def test_a_process_with_the_device_still_forks_its_random_numbers() -> None:

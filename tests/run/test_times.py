@@ -148,5 +148,11 @@ def test_a_dry_run_predicts_what_fits_on_usual_gpus(tmp_path: Path, monkeypatch:
     (peak_48, pairs_48), (peak_80, pairs_80) = (twelve["bfloat16"][card] or (0, 0) for card in (48, 80))
     assert 0 < pairs_48 < pairs_80
     assert peak_48 < peak_80
+    keys = {"model": "pythia-12b", "dtype": "bfloat16", "device": "auto", "device_map": "auto"}
+    several = refuse_unfit(sweep_of(tmp_path, task="ioi", checkpoints=[512], **keys)).cards
+    on_24, *others = re.findall(r"\d+ GB: (?:(\d) cards, at most )?([\d.]+) GB, \d+ pairs at once", several)
+    assert 23.7 / 2 < float(on_24[1]) <= 24
+    assert on_24[0] == "2"
+    assert [(n, float(peak)) for n, peak in others] == [("", peak_48), ("", peak_80)]
     for model in ("pythia-2.8b", "pythia-6.9b"):
         assert all(cards(model=model, dtype="bfloat16").values())

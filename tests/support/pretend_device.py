@@ -23,6 +23,8 @@ from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.support.live_bytes import Live
+
 NAME = "pretend"
 aten = torch.ops.aten
 # The shape of the result depends on the values, so the processor must wait for them.
@@ -52,12 +54,17 @@ NO_KERNEL = {
 
 
 class OnDevice(Tensor):
-    """A tensor on the pretended device."""
+    """A tensor on one of the pretended devices.
+
+    PyTorch's autograd has a queue for the first alone, so PyTorch is told that all tensors are there. Which one it
+    really is, `device` says.
+    """
 
     held: Tensor
+    anywhere = False
 
     @staticmethod
-    def __new__(cls, held: Tensor) -> "OnDevice":
+    def __new__(cls, held: Tensor, where: torch.device) -> "OnDevice":
         return torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined,no-any-return]
             cls,
             held.size(),
@@ -67,8 +74,12 @@ class OnDevice(Tensor):
             device=device(),
         )
 
-    def __init__(self, held: Tensor) -> None:
-        self.held = held
+    def __init__(self, held: Tensor, where: torch.device) -> None:
+        self.held, self._where = held, where
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return self._where
 
     def __repr__(self, **_: object) -> str:  # type: ignore[override]
         return f"on {NAME}: {self.held!r}"
@@ -89,10 +100,14 @@ class Module(backend_registration._DummyBackendModule):
 
 
 @cache
-def device() -> torch.device:
-    """The device, registered with PyTorch when it is first asked for."""
+def _register() -> None:
     backend_registration._setup_privateuseone_for_python_backend(NAME, Module())
-    return torch.device(NAME, 0)
+
+
+def device(index: int = 0) -> torch.device:
+    """The first or the second device. They are registered with PyTorch when one is first asked for."""
+    _register()
+    return torch.device(NAME, index)
 
 
 def is_view(function: Any) -> bool:
@@ -106,12 +121,14 @@ class Counts:
     """What was asked of the device.
 
     Attributes:
+        moved: bytes copied between the first device and the second.
         by_name: kernels by operation, and waits by what is waited for, to see where they come from.
     """
 
     kernels: int = 0
     waits: int = 0
     transfers: int = 0
+    moved: int = 0
     by_name: Counter[str] = field(default_factory=Counter)
 
     def kernel(self, name: str) -> None:
@@ -124,13 +141,18 @@ class Counts:
 
 
 class Counting(TorchDispatchMode):
-    """Runs what is asked of the device on the CPU, and counts (`counts`)."""
+    """Runs what is asked of the device on the CPU, and counts (`counts`).
+
+    Attributes:
+        live: the bytes on either device.
+    """
 
     counts: Counts
 
     def __init__(self, float64: bool) -> None:
         super().__init__()
         self._float64 = float64
+        self.live = Live(), Live()
         self.restart()
 
     def restart(self) -> "Counts":
@@ -144,37 +166,61 @@ class Counting(TorchDispatchMode):
         tensors = [one for one in pytree.tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
         here = [one for one in tensors if isinstance(one, OnDevice)]
         target = kwargs.get("device")
-        to_device = target is not None and torch.device(target).type == NAME
-        if not here and not to_device:
+        target = None if target is None else torch.device(target)
+        # Zeros that autograd fills up with are said to be on the first, and may be on either.
+        zeros = not here and torch._C._current_graph_task_id() != -1
+        placed = [one for one in here if not one.anywhere] or here
+        if here and target is not None and target.type == NAME:
+            target = placed[0].device  # What PyTorch says is the first; from one device to another it is a `Move`.
+        if not here and (target is None or target.type != NAME):
             return function(*args, **kwargs)
         moved = self._moved(function, args, kwargs, here, target)
         if moved is None:
-            self._refuse_mixed(function, here, tensors)
+            self._refuse_mixed(function, placed, tensors)
         held_args, held_kwargs = pytree.tree_map_only(OnDevice, lambda one: one.held, (args, kwargs))
         if "device" in held_kwargs:
             held_kwargs["device"] = torch.device("cpu")
         result = function(*held_args, **held_kwargs)
-        stays = moved != "cpu" and function is not aten._local_scalar_dense.default
         if moved is None:
             self._count(function, args)
-        elif moved == "cpu":
-            result = pytree.tree_map_only(Tensor, lambda one: one.clone() if one is held_args[0] else one, result)
-        return self._wrapped(function, result, args, held_args) if stays else result
+        elif moved.type == "cpu":
+            return pytree.tree_map_only(Tensor, lambda one: one.clone() if one is held_args[0] else one, result)
+        if function is aten._local_scalar_dense.default:
+            return result
+        where = moved or target or placed[0].device
+        made = self._wrapped(function, result, args, held_args, where if where.index is not None else device())
+        if zeros or (here and all(one.anywhere for one in here)):
+            for one in pytree.tree_leaves(made):
+                one.anywhere = True
+        return made
 
-    def _moved(self, function: Any, args: Any, kwargs: Any, here: list[OnDevice], target: Any) -> str | None:
-        """Where a copy between the devices goes (`cpu` or the device), and counts it; None for anything else."""
+    def between(self, x: OnDevice, where: torch.device) -> OnDevice:
+        """A copy on another of the devices."""
+        self.counts.transfers += 1
+        self.counts.moved += x.nbytes
+        return self._made(x.held.clone(), where)
+
+    def _made(self, held: Tensor, where: torch.device) -> OnDevice:
+        self.live[where.index].keep(held)
+        return OnDevice(held, where)
+
+    def _moved(
+        self, function: Any, args: Any, kwargs: Any, here: list[OnDevice], target: torch.device | None
+    ) -> torch.device | None:
+        """Where a copy between devices goes, and counts it; None for anything else."""
         if function is aten._to_copy.default and target is not None:
-            source = NAME if here else "cpu"
-            goes = torch.device(target).type
+            source, goes = args[0].device, target
         elif function is aten.copy_.default:
-            goes, source = (NAME if isinstance(one, OnDevice) else "cpu" for one in args[:2])
+            goes, source = (one.device for one in args[:2])
         else:
             return None
         if goes == source:
             return None
         self.counts.transfers += 1
+        if source.type == goes.type:
+            self.counts.moved += args[1].nbytes
         # The processor waits for what it will read; what it sends it leaves to the driver.
-        if goes == "cpu" and not kwargs.get("non_blocking", False):
+        if goes.type == "cpu" and not kwargs.get("non_blocking", False):
             self.counts.wait("copy to the CPU")
         return goes
 
@@ -182,6 +228,8 @@ class Counting(TorchDispatchMode):
         elsewhere = [one for one in tensors if not isinstance(one, OnDevice) and one.dim()]
         if here and elsewhere and function not in INDEXING:
             raise RuntimeError(f"{function}: tensors of {NAME} and of the CPU")
+        if len({one.device for one in here}) > 1:
+            raise RuntimeError(f"{function}: tensors of {NAME}:0 and of {NAME}:1")
 
     def _count(self, function: Any, args: Any) -> None:
         counts, name = self.counts, str(function)
@@ -199,7 +247,7 @@ class Counting(TorchDispatchMode):
         if function not in NO_KERNEL and not is_view(function):
             counts.kernel(name)
 
-    def _wrapped(self, function: Any, result: Any, args: Any, held_args: Any) -> Any:
+    def _wrapped(self, function: Any, result: Any, args: Any, held_args: Any, where: torch.device) -> Any:
         """The result on the device; what was written in place is the tensor that was given."""
         given = {id(new): old for new, old in zip(pytree.tree_leaves(held_args), pytree.tree_leaves(args), strict=True)}
 
@@ -208,7 +256,7 @@ class Counting(TorchDispatchMode):
                 return given[id(one)]
             if not self._float64 and one.dtype is torch.float64:
                 raise TypeError(f"{function}: {NAME} has no float64")
-            return OnDevice(one)
+            return self._made(one, where)
 
         return pytree.tree_map_only(Tensor, wrap, result)
 
@@ -226,7 +274,20 @@ class Silu(torch.autograd.Function):
     def backward(ctx: Any, gradient: OnDevice) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         ctx.counting.counts.kernel("aten.silu_backward.default")
-        return OnDevice(aten.silu_backward(gradient.held, x.held)), None
+        return OnDevice(aten.silu_backward(gradient.held, x.held), x.device), None
+
+
+class Move(torch.autograd.Function):
+    """A copy from one of the pretended devices to the other, and of the gradient back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: OnDevice, where: torch.device, counting: Counting) -> Tensor:
+        ctx.back, ctx.counting = x.device, counting
+        return counting.between(x, where)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: OnDevice) -> tuple[Tensor, None, None]:
+        return ctx.counting.between(gradient, ctx.back), None, None
 
 
 class AsOnDevice(TorchFunctionMode):
@@ -250,6 +311,21 @@ class AsOnDevice(TorchFunctionMode):
             return torch.tensor(*rest, dtype=kwargs.pop("dtype", source.dtype), **kwargs).to(source.device)
         if getattr(function, "__name__", "") == "silu" and isinstance(args[0], OnDevice):
             return Silu.apply(args[0], self._counting)
+        if function is Tensor.to and isinstance(args[1] if len(args) > 1 else None, Tensor):
+            args = (args[0], args[1].device, args[1].dtype)
+        if function is Tensor.to and isinstance(args[0], OnDevice):
+            targets = [one for one in (*args[1:], kwargs.get("device")) if isinstance(one, (torch.device, str))]
+            where = torch.device(targets[0]) if targets else args[0].device
+            if where.type == NAME and where != args[0].device:
+                args = (Move.apply(args[0], where, self._counting), *args[1:])
+            # For PyTorch it is on the first.
+            first = [device() if isinstance(one, (torch.device, str)) and where.type == NAME else one for one in args]
+            kwargs |= {"device": device()} if "device" in kwargs and where.type == NAME else {}
+            return function(*first, **kwargs)
+        if function is torch.where and args[0].device == device(1):
+            # PyTorch would make tensors of the numbers on the first.
+            like = next(one for one in args[1:] if isinstance(one, Tensor))
+            args = tuple(torch.full_like(like, one) if isinstance(one, int | float) else one for one in args)
         if function is Tensor.tolist and isinstance(args[0], OnDevice):
             return args[0].cpu().tolist()
         return function(*args, **kwargs)

@@ -77,7 +77,7 @@ class AttentionWatch:
         # A stack of masks recomputes heads that nobody watches, too.
         columns = [self._columns.get((attended.layer, head), -1) for head in attended.heads]
         if max(columns) >= 0:
-            pattern = attended.pattern[:, :, :, 0]  # [mask, prompt, head, key]
+            pattern = attended.pattern[:, :, :, 0].to(self._positions.device)  # [mask, prompt, head, key]
             keys = self._positions[batch.index][None, :, None, :].expand(len(pattern), -1, pattern.shape[2], -1)
             self.seen.append((attended.masks, columns, batch.rows, pattern.gather(3, keys).float()))
 

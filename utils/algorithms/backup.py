@@ -78,18 +78,18 @@ def direct_effects(runs: PairedRuns, ablated: Sequence[Head], ablation: Ablation
 
         def direct_of(layer: int, written: Float[Tensor, "prompt head d_head"], which: slice | Tensor) -> Tensor:
             """The same for what some heads of a layer write, [head, prompt]."""
-            return direct(torch.bmm(written.transpose(0, 1), layers[layer].W_O_scaled[which]))
+            return direct(torch.bmm(written.transpose(0, 1), layers[layer].W_O_scaled[which]).to(device))
 
         def observe(attended: HeadAttention, base: RunActivations = base, index: Tensor = index) -> None:
             """Note how the direct effects of a layer's recomputed heads change."""
             layer, which = attended.layer, attended.there
             change = attended.written[0] - base.layers[layer].written[:, which]
-            heads[1, layer][which[:, None], index] = direct_of(layer, change, which)
+            heads[1, layer][which.to(device)[:, None], index] = direct_of(layer, change, which)
 
         # Before: what every part writes in the clean run, along the difference of the answers.
         for layer, run in enumerate(base.layers):
             heads[0, layer][:, index] = direct_of(layer, run.written, slice(None))
-            mlps[layer, index] = direct(run.mlp_out)
+            mlps[layer, index] = direct(run.mlp_out.to(device))
         # That is how the ablated heads' own effects change.
         given = _given(end, ablated, means, graph)
         for layer, head in ablated:

@@ -155,11 +155,14 @@ class PairedRuns:
         def final(runs: PreparedRuns) -> Float[Tensor, "sender prompt d_model"]:
             changes = []
             for layer, heads in heads_of.items():
+                block = self.weights.layers[layer]
+                heads = heads.to(block.device)
                 change = runs.source.layers[layer].written[:, heads] - runs.base.layers[layer].written[:, heads]
                 if layer < self.graph.n_layers - 1:  # That of the last layer is at the answers already.
-                    change = change[runs.layout.last]
+                    change = change[runs.layout.last.to(block.device)]
                 # [head, prompt, d_head] @ [head, d_head, d_model]
-                changes.append(torch.bmm(change.transpose(0, 1), self.weights.layers[layer].W_O_scaled[heads]))
+                written = torch.bmm(change.transpose(0, 1), block.W_O_scaled[heads])
+                changes.append(written.to(self.weights.device))
             return runs.base.final + torch.cat(changes)[order]
 
         return self._metrics(len(senders), final)

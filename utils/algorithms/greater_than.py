@@ -135,7 +135,7 @@ class Levels:
             """One pass at a time: the logits of many passes are large."""
             return torch.cat([metric_of_finals(weights, final[None], index, metric) for final in finals])
 
-        budget = config.budget_gb(weights.device)
+        budget = config.budget_gb(*weights.devices)
         self.runs = PairedRuns(
             weights, self.prompts, self.prompts.corrupted, config.batch_size, budget, metric=of_finals
         )
@@ -248,7 +248,7 @@ class Levels:
             base = at_answers(prepared).base
             _, inverse_scale = normalise(self.weights.final_norm, base.final.to(rows.dtype))
             for layer, run in enumerate(base.layers):
-                logits = (run.mlp_out.to(rows.dtype) * inverse_scale) @ rows.T  # [prompt, number]
+                logits = (run.mlp_out.to(rows) * inverse_scale) @ rows.T  # [prompt, number]
                 raised[layer, prepared.batch.index] = (logits - logits.mean(1, keepdim=True)).clamp(min=0)
         raised = raised.cpu().double()
         raised /= raised.sum(dim=2, keepdim=True)
@@ -284,7 +284,7 @@ class Levels:
             first = to_device(torch.from_numpy(counts.cumsum() - counts), self.weights.device)  # where YY is packed
             order.append(prepared.batch.rows)
             for of_layer, run in zip(values, prepared.base.layers, strict=True):
-                of_layer.append(run.v[first])
+                of_layer.append(run.v[first.to(run.v.device)])
         back = torch.tensor(np.concatenate(order)).argsort()
         outputs = []
         for of_layer, block in zip(values, self.weights.layers, strict=True):

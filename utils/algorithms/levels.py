@@ -104,7 +104,7 @@ class Levels:
 
     def runs_with(self, others: Int[Tensor, "prompt position"], metric: FinalMetric | None = None) -> PairedRuns:
         """The clean prompts together with others."""
-        budget = self.config.budget_gb(self.weights.device)
+        budget = self.config.budget_gb(*self.weights.devices)
         return PairedRuns(self.weights, self.prompts, others, self.config.batch_size, budget, metric)
 
     def _nothing_to_explain(self) -> str:

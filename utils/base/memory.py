@@ -37,6 +37,15 @@ def free_bytes(device: torch.device) -> int:
     return max(min([free, *_free_of_groups()]), 0)
 
 
+def total_bytes(device: torch.device) -> int:
+    """All the memory of a device, whatever is in it."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def _free_of_groups() -> Iterator[int]:
     """What the limits of the container and of the job leave, each of which may be a group within another one."""
     own = CGROUP

@@ -77,7 +77,7 @@ def heads_on_prompt(
 
     def keep(layer: LayerActivations) -> None:
         patterns.append(layer.pattern[0].float())
-        W_O = weights.layers[layer.layer].W_O_scaled
+        W_O = weights.layers[layer.layer].W_O_scaled.to(weights.device)
         outputs.append((layer.written[-1, :, None].to(W_O.dtype) @ W_O)[:, 0])  # [head, d_model]
 
     on_cpu = PackedTokens.whole(torch.tensor([len(tokens)])).made_for(weights)

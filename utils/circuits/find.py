@@ -255,7 +255,7 @@ def score_edges(weights: ModelWeights, prompts: CircuitPrompts, settings: Circui
         accumulate=eap.accumulate,
         n_exact=None if edges == "all" else edges,
         batch_size=settings.batch_size,
-        memory_budget_gb=settings.budget_gb(weights.device),
+        memory_budget_gb=settings.budget_gb(*weights.devices),
         reference=prompts.reference,
     )
 
@@ -290,7 +290,7 @@ def evaluator_of(
         accumulate=settings.accumulate_evaluation,
         graph=graph,
         batch_size=settings.batch_size,
-        memory_budget_gb=settings.budget_gb(weights.device),
+        memory_budget_gb=settings.budget_gb(*weights.devices),
     )
 
 

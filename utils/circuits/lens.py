@@ -46,7 +46,7 @@ def logit_lens(
         written: dict[str, Tensor] = {}
 
         def watch(layer: LayerActivations, packed: PackedTokens = packed, written: dict[str, Tensor] = written) -> None:
-            z, W_O = layer.written[packed.last], weights.layers[layer.layer].W_O_scaled
+            z, W_O = layer.written[packed.last], weights.layers[layer.layer].W_O_scaled.to(weights.device)
             for head in range(weights.n_heads):
                 if (name := f"a{layer.layer}.h{head}") in lens:
                     written[name] = z[:, head].to(W_O.dtype) @ W_O[head]

@@ -54,7 +54,7 @@ def path_effects(
     if not isinstance(through_mlps, bool | None):
         raise TypeError(f"through_mlps={through_mlps!r}: not True, False or None")
     through_mlps = into is not None if through_mlps is None else through_mlps
-    metric, memory = prompts.metric(task.primary, weights), settings.budget_gb(weights.device)
+    metric, memory = prompts.metric(task.primary, weights), settings.budget_gb(*weights.devices)
     patched = torch.zeros(len(nodes), len(prompts), dtype=torch.float64)
     clean, corrupted = torch.zeros(2, len(prompts), dtype=torch.float64)
     batches = prompts.pairs.batches(settings.batch_size, weights=weights, memory_budget_gb=memory)

@@ -105,7 +105,8 @@ def measure(checkpoint: LoadedCheckpoint, config: SwapConfig, inputs: SwapInputs
     rows: list[dict[str, Any]] = []
     scores: list[pd.DataFrame] = []
     for step in source_steps(config, family) if sets else ():
-        source = into if step == checkpoint.step else family.load(step, config.dtype, config.device).weights
+        placed = config.dtype, config.device, config.device_map
+        source = into if step == checkpoint.step else family.load(step, *placed).weights
         whole = own if source is into else measuring(source)
         for label, nodes in sets.items():
             found = measuring(swapped(into, source, nodes, config.parts))

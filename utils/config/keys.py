@@ -202,9 +202,9 @@ class MemoryKeys(Section):
     """[Memory](../docs/circuits.md#memory) in GB that one step of the computation may use on top of the weights;
     `auto`: by what the device has free."""
 
-    def budget_gb(self, device: torch.device) -> float:
-        """`memory_budget_gb` as a number, on a device that holds the weights."""
-        return auto_budget_gb(device) if self.memory_budget_gb == "auto" else self.memory_budget_gb
+    def budget_gb(self, *devices: torch.device) -> float:
+        """`memory_budget_gb` as a number, on devices that hold the weights; `auto` goes by the fullest."""
+        return min(map(auto_budget_gb, devices)) if self.memory_budget_gb == "auto" else self.memory_budget_gb
 
 
 class SlurmKeys(Section):
@@ -234,6 +234,9 @@ class BaseConfig(Section):
     """Which checkpoints: the name of a [schedule](../docs/models.md#schedules), or a list of training steps."""
     device: str = execution("auto")
     """Where to compute: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto`: a CUDA GPU, else Apple's GPU, else the CPU."""
+    device_map: Literal["auto"] | None = execution(None)
+    """`auto` puts the layers of a model on [all CUDA GPUs](../docs/models.md#devices), for models that one has no room
+    for; `null`: all on `device`."""
     dtype: NumberFormat = "float32"
     """Number format of weights and activations: `float32`, `bfloat16` or `float16`."""
     dtype_of: dict[str, NumberFormat] = execution({})
@@ -297,6 +300,14 @@ class BaseConfig(Section):
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", value):
             raise ValueError(f"'{value}' is not a device; write auto, cpu, cuda, cuda:1 or mps")
         return value
+
+    @model_validator(mode="after")
+    def _maps_gpus(self) -> BaseConfig:
+        if self.device_map is not None and self.device not in ("auto", "cuda"):
+            raise ValueError(
+                f"device_map: has no effect with device={self.device}; pass device=cuda, or leave device_map out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits_the_executor(self) -> BaseConfig:

@@ -115,7 +115,8 @@ def _written(
     """What each head writes if it attends to one row alone, without the output bias (which belongs to no head)."""
     W_V, b_V, W_O = (weight.to(read.dtype) for weight in (layer.W_V, layer.b_V, layer.W_O_scaled))
     bias = 0 if definition == "study" else b_V[:, None]
-    return layer.per_head(clamp(layer, read @ W_V.transpose(1, 2) + bias)) @ W_O
+    values = layer.per_head(clamp(layer, read.to(layer.device) @ W_V.transpose(1, 2) + bias))
+    return (values @ W_O).to(read.device)
 
 
 class _Ranking:

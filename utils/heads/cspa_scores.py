@@ -188,7 +188,7 @@ class _HeadChanges:
             return ablated.flatten(1, 2), other.flatten(1, 2)
 
         # ov: (o_s - mu_d) . u_s. With W_O u_s worked out first, it is a dot product of d_head numbers.
-        W_O = block.W_O_scaled.to(self.dtype)
+        W_O = block.W_O_scaled.to(self.units)
         readers = torch.einsum("hed,bsd->hbse", W_O, self.units[self.vector[batch]])
         component = (v * readers).sum(dim=-1)[:, :, None] * inverse - mean @ readers.transpose(2, 3)
         if self.settings.negative_only:
@@ -229,7 +229,7 @@ class _HeadChanges:
             others = torch.cat([other for (other,) in self.other], dim=1).unbind()
         joined = list(map(HeadChange, torch.cat(self.ablated, dim=1), others))
         changes = [joined[i * n_heads : (i + 1) * n_heads] for i in range(len(layers))]
-        outputs = [layer.W_O_scaled.to(self.dtype) for layer in layers]
+        outputs = [layer.W_O_scaled.to(self.units) for layer in layers]
         targets = self.tokens.roll(-1, dims=1)
         targets[:, -1] = -1
         final = torch.cat(self.final)

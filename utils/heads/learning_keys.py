@@ -6,7 +6,7 @@ import importlib.metadata
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, field_validator
 
 from circuits_over_time.edge_attribution_patching.graph import head_named
 
@@ -66,6 +66,13 @@ class LearningConfig(BaseConfig):
     heads: Annotated[list[str], AfterValidator(_heads)] = Field([])
     """Heads to estimate by themselves, with all else fixed: `[a3.h1, a4.h0]`, or `[all]`."""
     sampler: SamplerKeys = SamplerKeys()
+
+    @field_validator("device_map")
+    @classmethod
+    def _on_one_device(cls, value: str | None) -> str | None:
+        if value is not None:
+            raise ValueError(f"'{value}' is not for chains, which run on one device; leave it out")
+        return value
 
 
 def require_devinterp() -> None:

@@ -181,8 +181,9 @@ def succession(weights: ModelWeights, pairs: dict[str, list[Pairs]], definition:
             W_V, W_O = layer.stored_W_V(), layer.W_O
         else:
             W_V, W_O = layer.W_V, layer.W_O_scaled
-        values = layer.per_head(x @ W_V.to(read.dtype).transpose(1, 2))  # [head, source, d_head]
-        reads = W_O.to(read.dtype) @ read.T  # [head, d_head, successor]
+        values = layer.per_head(x.to(layer.device) @ W_V.to(read.dtype).transpose(1, 2))  # [head, source, d_head]
+        reads = W_O.to(read.dtype) @ read.to(layer.device).T  # [head, d_head, successor]
+        values, reads = to_device((values, reads), weights.device)
         wins = [
             _wins(values[:, source] @ reads[..., candidates], own, ties=definition == "study")
             for source, candidates, own in places

@@ -9,22 +9,26 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import importlib.util
 import json
+import logging
 import re
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from circuits_over_time.edge_attribution_patching.model.architecture_table import ARCHITECTURES
+from circuits_over_time.edge_attribution_patching.model.memory import layers_by_device
 
 from ..base.errors import CheckpointUnusable, UserError, one_line, with_way_out
 from ..base.files import combine, sha256_at, stamp_of, what_it_is
+from ..base.memory import total_bytes
 from ..hub.checkpoint_files import TOKENIZER_FILES
 from .adapters import base_of, merged_state
 from .tokenizers import load_tokenizer, tokenizer_folder
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
     from circuits_over_time.edge_attribution_patching.model.architectures import Shape
     from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 
+log = logging.getLogger(__name__)
 
 # Masks and rotary frequencies, which older versions of transformers saved with the weights.
 _BUFFER = re.compile(r"\.(attention|attn|self_attn)\.(bias|masked_bias)$|\.rotary_emb\.inv_freq$")
@@ -107,7 +112,7 @@ class LoadedCheckpoint:
         """The same with weights in a number format, read again if they are in another; errors of `load_weights`."""
         if str(self.weights.dtype) == f"torch.{dtype}":
             return self
-        weights, _ = load_weights(self.files.folder, dtype, self.device)
+        weights, _ = load_weights(self.files.folder, dtype, self.device, None, self.weights.devices[1:])
         return replace(self, weights=weights)
 
     @cached_property
@@ -119,8 +124,10 @@ class LoadedCheckpoint:
         """
         from transformer_lens.model_bridge import TransformerBridge
 
+        if len(self.weights.devices) > 1:
+            raise UserError("device_map: a TransformerBridge is on one device; leave device_map out")
         folder, dtype = self.files.folder, self.weights.dtype
-        state = read_state(folder, device=self.device, dtype=dtype)
+        state = read_state(folder, where=lambda name: self.device, dtype=dtype)
         bridge: TransformerBridge = TransformerBridge.boot_transformers(
             str(folder),  # With a folder as the name, nothing asks the hub.
             hf_model=_build_model(folder, read_config(folder), state, dtype, self.device),
@@ -153,7 +160,7 @@ def describe(folder: Path, trust_remote_code: bool = False) -> Description:
 def read_state(
     folder: Path,
     stop: threading.Event | None = None,
-    device: torch.device | None = None,
+    where: Callable[[str], torch.device] | None = None,
     dtype: torch.dtype | None = None,
 ) -> dict[str, torch.Tensor]:
     """All tensors of a checkpoint, in memory; those of an adapter are merged into its base model's, in float32.
@@ -163,7 +170,7 @@ def read_state(
     import torch
 
     if (base := base_of(folder)) is None:
-        state, embed = read_files(folder, stop, device, dtype), ARCHITECTURES[read_config(folder).model_type].embed
+        state, embed = read_files(folder, stop, where, dtype), ARCHITECTURES[read_config(folder).model_type].embed
         # What stands before all names where the model was a part of another module, as Lightning's `model.`.
         ends = f".{embed}.weight"
         prefix = next((name.removesuffix(ends) + "." for name in state if name.endswith(ends)), "")
@@ -173,13 +180,18 @@ def read_state(
 
 
 def load_weights(
-    folder: Path, dtype: str, device: torch.device, state: dict[str, torch.Tensor] | None = None
+    folder: Path,
+    dtype: str,
+    device: torch.device,
+    state: dict[str, torch.Tensor] | None = None,
+    more: Sequence[torch.device] = (),
 ) -> tuple[ModelWeights, int]:
     """The weights in a checkpoint's folder, and how many parameters they hold.
 
     Args:
         dtype: the number format to load them in: float32, bfloat16, float16.
         state: the tensors of the folder (`read_state`), if they have been read. It is emptied.
+        more: devices that layers go to besides, block by block; no device ever holds the whole model.
 
     Raises:
         CheckpointUnusable: if they cannot be loaded, some are missing, or one holds NaN or infinity.
@@ -190,13 +202,14 @@ def load_weights(
     from circuits_over_time.edge_attribution_patching.model.weights import read_tensors, read_weights, require_finite
 
     config, number = read_config(base_of(folder) or folder), getattr(torch, dtype)
+    where = placement(config, number, (device, *more))
     with _memory_of(folder, dtype, device):
         if state is None:
-            state = read_state(folder, device=device, dtype=number)
+            state = read_state(folder, where=where, dtype=number)
         tensors = {}
         for name in [name for name in state if not _BUFFER.search(name)]:
             tensor = state.pop(name)  # So that no more than one is there in two number formats.
-            tensors[name] = tensor.to(device, number if tensor.is_floating_point() else None)
+            tensors[name] = tensor.to(where(name), number if tensor.is_floating_point() else None)
             del tensor
         try:
             require_finite(tensors)
@@ -206,8 +219,29 @@ def load_weights(
         if (weights := read_tensors(config, tensors)) is not None:
             unique = {id(tensor): tensor.numel() for tensor in tensors.values()}
             return weights, sum(unique.values())
-        model = _build_model(folder, config, tensors, number, device)
-        return read_weights(model), sum(parameter.numel() for parameter in model.parameters())
+        model = _build_model(folder, config, tensors, number, torch.device("cpu") if more else device)
+        return read_weights(model, where), sum(parameter.numel() for parameter in model.parameters())
+
+
+def placement(
+    config: PretrainedConfig, dtype: torch.dtype, devices: Sequence[torch.device]
+) -> Callable[[str], torch.device]:
+    """The device of each tensor, by its name: that of its layer, and of what belongs to no layer the first."""
+    from circuits_over_time.edge_attribution_patching.model.architectures import read_shape
+
+    of_layers: list[torch.device] = []
+    if len(devices) > 1:
+        counts = layers_by_device(read_shape(config), dtype.itemsize, [total_bytes(device) for device in devices])
+        of_layers = [device for device, count in zip(devices, counts, strict=True) for _ in range(count)]
+    # Of `model.layers.{}.` the last part of the path: what stands before it may be missing, or something else.
+    stem = ARCHITECTURES[config.model_type].block.split(".{}")[0].split(".")[-1]
+    pattern = re.compile(rf"(?:^|\.){stem}\.(\d+)\.")
+
+    def where(name: str) -> torch.device:
+        found = pattern.search(name)
+        return of_layers[int(found[1])] if found and int(found[1]) < len(of_layers) else devices[0]
+
+    return where
 
 
 def _scan_transformers_once() -> None:
@@ -337,6 +371,25 @@ def _memory_of(folder: Path, dtype: str, device: torch.device) -> Iterator[None]
         raise UserError(
             f"device: {folder} as {dtype} does not fit on {device}; pass dtype=bfloat16 or another device"
         ) from None
+
+
+def resolve_devices(device: str, device_map: Literal["auto"] | None) -> list[torch.device]:
+    """The devices that a model's layers go to: with `device_map: auto` all CUDA GPUs, else that of `resolve_device`."""
+    import torch
+
+    first = resolve_device(device)
+    if device_map is None:
+        return [first]
+    n = torch.cuda.device_count() if first.type == "cuda" else 1
+    if n == 1:
+        _say_one(str(first))
+        return [first]
+    return [torch.device("cuda", index) for index in range(n)]
+
+
+@functools.cache
+def _say_one(device: str) -> None:
+    log.warning("device_map: auto: there is one device here, and the whole model goes to it (%s)", device)
 
 
 def resolve_device(device: str) -> torch.device:

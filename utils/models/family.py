@@ -28,7 +28,7 @@ from ..hub.download import Arrived, Listing
 from ..hub.listing import downloads_of, in_parallel, listing_of, published_names
 from . import local
 from .adapters import base_of
-from .checkpoint import Description, LoadedCheckpoint, describe, load_weights, read_state, resolve_device, small_hashes
+from .checkpoint import Description, LoadedCheckpoint, describe, load_weights, read_state, resolve_devices, small_hashes
 from .known_families import EXAMPLES, SHORT_NAMES, Damage, FamilyRecord, KnownModel, known_model, unusable
 from .revisions import GENERAL, GENERAL_NAMES, Named, TokensRule, naming_rule, read_names, refuse_several_runs, timeline
 from .weight_files import CheckpointFiles
@@ -119,17 +119,19 @@ class Family:
         """
         return describe(self.fetch_small(step), self.trust_remote_code)
 
-    def load(self, step: int, dtype: str = "float32", device: str = "auto") -> LoadedCheckpoint:
-        """Load a checkpoint, with weights in a number format (float32, bfloat16, float16), on a device.
+    def load(
+        self, step: int, dtype: str = "float32", device: str = "auto", device_map: Literal["auto"] | None = None
+    ) -> LoadedCheckpoint:
+        """Load a checkpoint, with weights in a number format (float32, bfloat16, float16), on a device or several.
 
         Errors are those of `describe` and of `checkpoint.load_weights`.
         """
-        where = resolve_device(device)
+        where, *more = resolve_devices(device, device_map)
         self.fetch_small(step)
         inputs = self.input_hashes(step)
         tokenizer = self.describe(step).tokenizer
         files, state = self._ahead.take(step) or (self.fetch(step), None)
-        weights, parameters = load_weights(files.folder, dtype, where, state)
+        weights, parameters = load_weights(files.folder, dtype, where, state, more)
         if self.input_hashes(step) != inputs:
             raise CheckpointUnusable(
                 f"{files.folder}: changed while it was read; run again once the checkpoint is complete"

@@ -8,6 +8,7 @@ import pickle
 import re
 import threading
 import tomllib
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,23 +127,25 @@ def plain_name(name: str) -> str:
 def read_files(
     folder: Path,
     stop: threading.Event | None = None,
-    device: torch.device | None = None,
+    where: Callable[[str], torch.device] | None = None,
     dtype: torch.dtype | None = None,
 ) -> dict[str, Tensor]:
     """All tensors in a folder's weight files by their plain names, copied into memory.
 
     Args:
         stop: ends the reading early once it is set; then some tensors are missing.
-        device: where to put them; None leaves them on the CPU.
+        where: the device of each, by its plain name; None leaves all on the CPU.
         dtype: their number format; None leaves that of the files.
 
     Raises:
         CheckpointUnusable: if the weights cannot be read.
     """
+    import torch
+
     from circuits_over_time.edge_attribution_patching.model.transfer import to_device
 
     state: dict[str, Tensor] = {}
-    small: list[str] = []
+    small: defaultdict[torch.device, list[str]] = defaultdict(list)
     for path in weight_files(folder):
         if path.suffix != ".safetensors":
             found: Mapping[str, Tensor] = _torch_file(path)
@@ -154,11 +157,15 @@ def read_files(
                     return state
                 tensor = file.get_tensor(name)
                 # safe_open maps the file, so only the copy is sure to be in memory.
+                device = where(plain_name(name)) if where is not None else torch.device("cpu")
                 joins = tensor.numel() < JOINED
                 of_type = dtype if tensor.is_floating_point() else None
                 _add(state, {name: tensor.to(None if joins else device, of_type, copy=True)}, path)
-                small += [plain_name(name)] * joins
-    return state if device is None else state | to_device({name: state[name] for name in small}, device)
+                if joins:
+                    small[device].append(plain_name(name))
+    for device, names in small.items():
+        state |= to_device({name: state[name] for name in names}, device)
+    return state
 
 
 def _add(state: dict[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:

@@ -8,13 +8,21 @@ from typing import Any
 
 from circuits_over_time.edge_attribution_patching.choices import EXACT_AT_ONCE, MOST_PARTS, USUAL_STEPS
 from circuits_over_time.edge_attribution_patching.model.architecture_table import ARCHITECTURES
-from circuits_over_time.edge_attribution_patching.model.memory import BYTES, BatchSizes, Memory, pairs_within
+from circuits_over_time.edge_attribution_patching.model.memory import (
+    BYTES,
+    BatchSizes,
+    Memory,
+    layers_by_device,
+    pairs_within,
+)
 
 from ..base.memory import GB, budget_of_free
 from ..models.tokenizers import PlainShape
 
 CARDS = (24, 48, 80)
 """GB of usual GPUs."""
+MOST_CARDS = 8
+"""How many of them a machine has, at most."""
 SEARCHED = 40
 """Circuits that a search evaluates at once, at most, as far as memory counts."""
 
@@ -22,7 +30,8 @@ SEARCHED = 40
 def on_cards(
     config: Any, shape: PlainShape, parameters: int, clean: Sequence[Sequence[int]], corrupted: Sequence[Sequence[int]]
 ) -> tuple[int, str]:
-    """The predicted peak on each of `CARDS`, and how many pairs go in a batch there.
+    """The predicted peak on each of `CARDS`, and how many pairs go in a batch there; with `device_map` on as many cards
+    as it takes.
 
     Before it come the bytes of a step of one pair, so that the largest of several tasks can be told.
 
@@ -44,15 +53,39 @@ def on_cards(
     method, steps = (eap.method, eap.ig_steps) if eap else ("eap_ig", USUAL_STEPS["eap_ig"])
     told = []
     for card in CARDS:
-        free, at_once, peak = card * GB - parameters * number, 0, math.inf
-        if free > 0:
-            budget = GB * (budget_of_free(free) if config.memory_budget_gb == "auto" else config.memory_budget_gb)
-            at_once = min(len(pairs), pairs_within(shape, max(lengths), number, budget))
-        while at_once and (peak := _peak(shape, pairs, at_once, number, budget, method, steps)) > free:
-            at_once, budget = at_once // 2, budget / 2  # As a run does where memory runs out.
-        fits = f"{(parameters * number + peak) / GB:.1f} GB, {at_once} pairs at once" if at_once else "too small"
+        fits = "too small"
+        for n_cards in range(1, (MOST_CARDS if config.device_map else 1) + 1):
+            # Of each card its layers, as a model by themselves, and the bytes of its weights.
+            parts = _parts(shape, parameters, number, [card * GB] * n_cards)
+            free, at_once = card * GB - max(weights for _, weights in parts), 0
+            if free > 0:
+                budget = GB * (budget_of_free(free) if config.memory_budget_gb == "auto" else config.memory_budget_gb)
+                at_once = min(len(pairs), pairs_within(shape, max(lengths), number, budget))
+            peak = math.inf
+            while at_once:
+                given = pairs, at_once, number, budget, method, steps
+                peak = max(weights + _peak(part, *given) for part, weights in parts)
+                if peak <= card * GB:
+                    break
+                at_once, budget = at_once // 2, budget / 2  # As a run does where memory runs out.
+            if at_once:
+                several = f"{n_cards} cards, at most " if n_cards > 1 else ""
+                fits = f"{several}{peak / GB:.1f} GB, {at_once} pairs at once"
+                break
         told.append(f"{card} GB: {fits}")
     return Memory(shape, BatchSizes.of([max(lengths)], [pairs[0][0]]), number, 0).step, "; ".join(told)
+
+
+def _parts(shape: PlainShape, parameters: int, number: int, rooms: Sequence[float]) -> list[tuple[PlainShape, float]]:
+    """How a model's layers go to several cards: of each a model of its layers alone, and the bytes of its weights."""
+    shared = (1 if shape.tied else 2) * shape.d_vocab * shape.d_model
+    of_layer = (parameters - shared) / shape.n_layers
+    counts = layers_by_device(shape, number, rooms)
+    return [
+        (shape._replace(n_layers=count), number * (count * of_layer + shared * (place == 0)))
+        for place, count in enumerate(counts)
+        if count
+    ]
 
 
 def _peak(

@@ -209,7 +209,8 @@ class SweepLoop:
             self.progress.say(f"{family.name} step {step}: preparing")
             prepared = {what.job: prepare(what.job, described, self.inputs) for what in claimed.missing}
             self.progress.say(f"{family.name} step {step}: loading")
-            checkpoint = family.load(step, claimed.missing[0].job.config.dtype, self.config.device)
+            placed = self.config.device, self.config.device_map
+            checkpoint = family.load(step, claimed.missing[0].job.config.dtype, *placed)
             if following is not None and self.config.prefetch:
                 following.family.prefetch(following.step)
             for what in claimed.missing:
@@ -290,7 +291,7 @@ def measure(checkpoint: LoadedCheckpoint, what: Measurement, inputs: Prepared) -
     results, asked = None, _fitting.get(run, 1.0)
     part = asked
     while results is None:
-        config = _smaller(what.job.config, part, checkpoint.device)
+        config = _smaller(what.job.config, part, checkpoint.weights.devices)
         try:
             results = loaded(analysis.measure)(checkpoint, config, inputs.value, what.task)
         except (RuntimeError, MemoryError) as error:
@@ -300,7 +301,7 @@ def measure(checkpoint: LoadedCheckpoint, what: Measurement, inputs: Prepared) -
             raise CheckpointUnusable(with_way_out(error)) from None
         if results is None:  # Out of the handler, so that the error no longer keeps what had been computed.
             release_memory()
-            budget = config.budget_gb(checkpoint.device) if isinstance(config, MemoryKeys) else 0.0
+            budget = config.budget_gb(*checkpoint.weights.devices) if isinstance(config, MemoryKeys) else 0.0
             if (config.batch_size == 1 or counts_batches(config)) and budget < LEAST_BUDGET_GB:
                 way_out = "pass dtype=bfloat16, shorter prompts, or a device with more memory"
                 raise CheckpointUnusable(f"batch_size: not even 1 fits on {checkpoint.device}; {way_out}")
@@ -352,7 +353,7 @@ def _self_check(
         log.info("%s: %s against float32: %s", label, what.job.config.dtype, line)
 
 
-def _smaller(config: BaseConfig, part: float, device: torch.device) -> BaseConfig:
+def _smaller(config: BaseConfig, part: float, devices: Sequence[torch.device]) -> BaseConfig:
     """A config with a part of its batches and of its budget of memory."""
     if part == 1:
         return config
@@ -360,5 +361,5 @@ def _smaller(config: BaseConfig, part: float, device: torch.device) -> BaseConfi
     if not counts_batches(config):
         changed["batch_size"] = max(1, int(config.batch_size * part))
     if isinstance(config, MemoryKeys):
-        changed["memory_budget_gb"] = config.budget_gb(device) * part
+        changed["memory_budget_gb"] = config.budget_gb(*devices) * part
     return config.model_copy(update=changed)

@@ -107,7 +107,7 @@ class Worker:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
         config = self.jobs[0].config
-        checkpoint = family.load(item.step, missing[0].job.config.dtype, config.device)
+        checkpoint = family.load(item.step, missing[0].job.config.dtype, config.device, config.device_map)
         measured = []
         for what in missing:
             checkpoint = checkpoint.in_format(what.job.config.dtype)
