@@ -102,13 +102,16 @@ class Circuit:
         ranked = scores.abs().argsort(descending=True, stable=True)  # equal scores in index order, on every machine
         sources = [self.graph.forward_nodes[u].partition("@") for u in edges[ranked, 0].tolist()]
         ends = [self.graph.backward_nodes[v].rstrip(">").partition("<") for v in edges[ranked, 1].tolist()]
-        return pd.DataFrame(
-            {
-                "source": [node for node, _, _ in sources],
-                "target": [node for node, _, _ in ends],
-                "input": [letter for _, _, letter in ends],
-                "score": scores[ranked].numpy(),
-            }
+        names = {
+            "source": [node for node, _, _ in sources],
+            "target": [node for node, _, _ in ends],
+            "input": [letter for _, _, letter in ends],
+        }
+        roles = {"role": [role for _, _, role in sources]} if self.graph.roles else {}
+        table = pd.DataFrame(
+            names
+            | {"score": scores[ranked].numpy()}
             | {name: values[edges[ranked, 0], edges[ranked, 1]].numpy() for name, values in columns.items()}
-            | ({"role": [role for _, _, role in sources]} if self.graph.roles else {})
+            | roles
         )
+        return table.astype(dict.fromkeys((*names, *roles), "str"))  # Of no edges, too.

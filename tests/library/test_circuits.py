@@ -215,6 +215,21 @@ def test_no_circuit_says_so_everywhere(untrained: MeasuredCircuit, tmp_path: Pat
         untrained.draw()
 
 
+def test_tables_without_rows_have_the_types_of_those_with_rows(
+    circuit: MeasuredCircuit, untrained: MeasuredCircuit, tmp_path: Path
+) -> None:
+    untrained.save(tmp_path / "none.pt")
+    read = cot.read_circuit(tmp_path / "none.pt")
+    for empty in (untrained, read):
+        for of_none, of_some in ((empty.edges, circuit.edges), (empty.nodes, circuit.nodes)):
+            assert len(of_none) == 0
+            names = of_some.columns[[kind == "str" for kind in of_some.dtypes]]
+            assert len(names)
+            assert (of_none.dtypes[names] == "str").all()
+    assert (untrained.edges["source"] + "->" + untrained.edges["target"] + untrained.edges["input"]).tolist() == []
+    assert untrained.edges.dtypes.equals(circuit.edges.dtypes)
+
+
 def test_a_threshold_that_is_not_reached_names_the_best_circuit(model: Model) -> None:
     circuit = cot.find_circuit(model, cot.task("sva"), sizes=[1, 2, 4], **FEW)
     assert circuit.status == "threshold not reached"

@@ -129,7 +129,8 @@ class MeasuredCircuit:
             held = by_node(self.listed).set_index("source")
             columns |= {"score": (held["score"], float), "units": (held["units"], int)}
         counts = {name: [kind(held.get(node, 0)) for node in nodes] for name, (held, kind) in columns.items()}
-        return pd.DataFrame({"node": nodes, **counts})
+        kinds = {"node": "str"} | {name: kind.__name__ for name, (_, kind) in columns.items()}
+        return pd.DataFrame({"node": nodes, **counts}).astype(kinds)  # Of no edges, too.
 
     @property
     def controls(self) -> pd.DataFrame:

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 def with_inputs(edges: pd.DataFrame) -> pd.DataFrame:
     """A list of edges with plain targets and the column `input` behind them: q, k, v, or empty text."""
+    edges = edges.astype({"source": "str", "target": "str"})  # Without rows a file does not say.
     if "input" in edges:
-        return edges.assign(input=edges["input"].astype(edges["target"].dtype).fillna(""))
-    targets = edges["target"].astype("str")
+        return edges.assign(input=edges["input"].astype("str").fillna(""))
+    targets = edges["target"]
     split = edges.assign(target=targets.str.replace("<.*", "", regex=True))
     split.insert(
         list(split.columns).index("target") + 1, "input", targets.str.extract("<(.)>", expand=False).fillna("")
