@@ -66,6 +66,7 @@ def load(
     *,
     dtype: str | None = None,
     device: str | None = None,
+    device_map: Literal["auto"] | None = None,
     cache_dir: str | Path = "model_cache",
     **family: Any,
 ) -> Model:
@@ -79,6 +80,7 @@ def load(
         tokenizer: of a model in memory; of the others by default their own.
         dtype: `float32` (the default), `bfloat16` or `float16`; a model in memory keeps its own.
         device: `auto` (the default: a GPU if there is one), `cpu`, `cuda:1`, ...; a model in memory stays where it is.
+        device_map: `auto` puts the layers on all CUDA GPUs, for a model that one has no room for.
         cache_dir: where downloads go.
         family: `tokens_per_step=, revisions=, stages=, trust_remote_code=` as in the scripts' configs.
 
@@ -93,11 +95,17 @@ def load(
 
     if dtype not in (None, "float32", "bfloat16", "float16"):
         raise ValueError(f"dtype={dtype!r}: not 'float32', 'bfloat16' or 'float16'")
+    if device_map not in (None, "auto"):
+        raise ValueError(f"device_map={device_map!r}: not 'auto' or None")
+    if device_map and (device not in (None, "auto", "cuda") or not isinstance(model, str | Path)):
+        why = f"device={device!r} is one" if isinstance(model, str | Path) else "a model in memory stays where it is"
+        raise ValueError(f"device_map={device_map!r}: for checkpoints on all GPUs, and {why}; leave it out")
     step = handle.checked(step, tokenizer, family)
     if not isinstance(model, str | Path):
         return handle.model_in_memory(model, step, tokenizer, dtype, device)
     resolve = {"cache_dir": Path(cache_dir), **family}
-    return handle.load_named(str(model), step, tokenizer, dtype or "float32", device or "auto", resolve)
+    placed = dtype or "float32", device or "auto", device_map
+    return handle.load_named(str(model), step, tokenizer, placed, resolve)
 
 
 @errors_of_python()

@@ -49,6 +49,9 @@ def test_load_names_the_argument_that_does_not_fit(model: Model) -> None:
         (lambda: cot.load(TOY, step="1350"), TypeError, "step='1350': not a whole number"),  # type: ignore[arg-type]
         (lambda: cot.load(TOY / "step1350", step="1350"), TypeError, "step='1350'"),  # type: ignore[arg-type]
         (lambda: cot.load(TOY, step=1350.0), TypeError, "step=1350.0"),  # type: ignore[arg-type]
+        (lambda: cot.load(TOY, device_map="all"), ValueError, "device_map='all': not 'auto' or None"),  # type: ignore[arg-type]
+        (lambda: cot.load(TOY, device="cpu", device_map="auto"), ValueError, "device='cpu' is one; leave it out"),
+        (lambda: cot.load(network, 0, tokenizer, device_map="auto"), ValueError, "in memory stays where it is"),
         (lambda: cot.load(TOY, tokenizer="gpt2"), TypeError, "tokenizer: str is not a tokenizer"),  # type: ignore[arg-type]
         (lambda: cot.load(TOY, revision="main"), TypeError, "revision: .* did you mean 'revisions'"),
         (lambda: cot.load(TOY / "step1350", foo=1), TypeError, "foo: there is no such keyword"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+import circuits_over_time as cot
 from circuits_over_time.edge_attribution_patching.model.memory import layers_by_device
 from circuits_over_time.edge_attribution_patching.model.weights import read_weights
 from circuits_over_time.utils.base.errors import UserError
@@ -16,6 +17,7 @@ from circuits_over_time.utils.config.keys import BaseConfig
 from circuits_over_time.utils.heads.learning_keys import LearningConfig
 from circuits_over_time.utils.models import checkpoint
 from circuits_over_time.utils.models.checkpoint import placement, resolve_device, resolve_devices
+from tests.support.paths import TOY
 from tests.support.random_models import random_model
 
 
@@ -54,6 +56,16 @@ def test_device_map_takes_all_gpus_and_says_where_there_is_one(
     assert [record.getMessage() for record in caplog.records] == [
         f"device_map: auto: there is one device here, and the whole model goes to it ({alone})"
     ] * (n_gpus < 2)
+
+
+@pytest.mark.parametrize("name", ["", "step1350"])
+def test_the_library_hands_a_device_map_on(
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint._say_one.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cot.load(TOY / name, step=1350, device_map="auto").weights.device == resolve_device("auto")
+    assert "device_map: auto: there is one device here" in caplog.text
 
 
 @pytest.mark.parametrize("device", ["cpu", "mps", "cuda:1"])

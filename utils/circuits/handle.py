@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -29,7 +29,7 @@ from ..config.explain import blocks_in
 from ..config.keys import TaskConfig, for_model
 from ..config.keywords import Schema, validated
 from ..models import local
-from ..models.checkpoint import LoadedCheckpoint, describe, load_weights, resolve_device
+from ..models.checkpoint import LoadedCheckpoint, describe, load_weights, resolve_device, resolve_devices
 from ..models.family import resolve_family
 from ..models.revisions import GENERAL, Named, read_names
 from ..results.edges import named_sources, named_targets
@@ -120,15 +120,17 @@ def load_named(
     name: str,
     step: int | None,
     tokenizer: PreTrainedTokenizerBase | None,
-    dtype: str,
-    device: str,
+    placed: tuple[str, str, Literal["auto"] | None],
     family: dict[str, Any],
 ) -> Model:
-    """A checkpoint of a family, by the family's name, or one checkpoint by its folder; see `cot.load`."""
+    """A checkpoint of a family, by the family's name, or one checkpoint by its folder; see `cot.load`.
+
+    `placed` is its number format, its device and its device map.
+    """
     folder = Path(name).expanduser()
     if (folder / "config.json").is_file():
-        described, where = describe(folder), resolve_device(device)
-        weights, _ = load_weights(folder, dtype, where)
+        described, (where, *more) = describe(folder), resolve_devices(*placed[1:])
+        weights, _ = load_weights(folder, placed[0], where, more=more)
         named = read_names([folder.name], GENERAL)
         step = named[0].step if step is None and named else step
         about, tokens = local.About.of(folder.parent, None), None
@@ -142,7 +144,7 @@ def load_named(
     if step not in checkpoints.steps:
         near = ", ".join(map(str, sorted(sorted(checkpoints.steps, key=lambda other: abs(other - step))[:4])))
         raise UserError(f"step={step}: not {checkpoints.within} {checkpoints.name} (nearest: {near})")
-    model = Model.of_checkpoint(checkpoints.load(step, dtype, device), checkpoints.prepend_bos)
+    model = Model.of_checkpoint(checkpoints.load(step, *placed), checkpoints.prepend_bos)
     return model if tokenizer is None else Model(**{**vars(model), "tokenizer": tokenizer})
 
 
