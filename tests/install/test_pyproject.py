@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import pytest
 from packaging.requirements import Requirement
 
+from circuits_over_time.utils.models.adapters import INSTALL
 from tests.support.paths import ROOT
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -31,6 +32,13 @@ def pinned(name: str) -> dict[str, Requirement]:
 RANGES = {"requirements.txt": PROJECT["dependencies"]} | {
     f"requirements-{extra}.txt": PROJECT["optional-dependencies"][extra] for extra in ("cluster", "real", "dev")
 }
+
+
+def test_what_adapters_need_is_told_as_it_is_required() -> None:
+    """By the name of the package itself: this project's own is on no index."""
+    (needed,) = PROJECT["optional-dependencies"]["adapters"]
+    assert f"pip install '{needed}'" == INSTALL
+    assert f"`{INSTALL}`" in (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
 
 
 def test_every_folder_with_code_is_in_the_wheel() -> None:

@@ -98,7 +98,7 @@ def test_without_peft_the_adapter_is_named(beside: bool, tmp_path: Path, monkeyp
     monkeypatch.setattr(adapters.importlib.util, "find_spec", lambda name: None)
     message = refusal(tmp_path / "run")
     assert message.startswith(f"{folder}: is an adapter (adapter_config.json) of EleutherAI/pythia-160m; to merge it, ")
-    assert "pip install 'circuits-over-time[adapters]'" in message
+    assert "pip install 'peft>=0.17,<1'" in message
     assert ("to measure the weights beside it without the adapter" in message) == beside
 
 

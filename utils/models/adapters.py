@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-INSTALL = "pip install 'circuits-over-time[adapters]'"
+INSTALL = "pip install 'peft>=0.17,<1'"
 
 
 def base_of(folder: Path) -> Path | None:
