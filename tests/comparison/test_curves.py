@@ -138,6 +138,16 @@ def test_heads_that_stay_at_chance_do_not_emerge_however_high_chance_is(tmp_path
     assert (at_zero["step"] == 0).sum() == 15
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_curve_without_any_value_has_no_maximum(tmp_path: Path) -> None:
+    """The similarity of circuits of a task that a model never learns."""
+    steps = np.array(STEPS)
+    curve = Curve("m", "ioi circuit similarity", "circuit", "similarity", steps, steps, np.full(4, np.nan), chance=0.1)
+    table, _ = emergence_table([curve], ComparisonConfig(results_dir=tmp_path))
+    assert table[["maximum", "step"]].isna().all(axis=None)
+    assert table["reason"].tolist() == ["has no value at any checkpoint"]
+
+
 @pytest.mark.parametrize("effects", [False, True])
 def test_the_best_of_many_heads_at_chance_emerges_at_most_at_the_nominal_rate(tmp_path: Path, effects: bool) -> None:
     """The largest of 40 heads lies above chance at every checkpoint; without their number nearly all emerged."""

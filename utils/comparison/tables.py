@@ -58,14 +58,16 @@ def emergence_table(
     for curve, emergence, q_value in zip(curved, found, q_values, strict=True):
         # What is known of a curve goes into its row; the first reason why it has no step ends it.
         row: dict[str, object] = curve.stamp() | {"chance": curve.chance, "uncertainty": curve.uncertainty}
-        row["maximum"] = float(np.nanmax(curve.values))
+        row["maximum"] = pd.Series(curve.values).max()
         rows.append(row)
         if emergence is None:
             row["reason"] = f"weaker than {keys.weakest:g} of the score's strongest head"
             continue
         row |= {"plateau": emergence.plateau, "level": emergence.level, "share_emerged": emergence.share}
         row |= {"p_value": emergence.p_value, "q_value": q_value}
-        if emergence.plateau <= curve.chance:
+        if np.isnan(curve.values).all():
+            row["reason"] = "has no value at any checkpoint"
+        elif emergence.plateau <= curve.chance:
             row["reason"] = "stays at or below chance"
         elif emergence.index == emergence.n:
             row["reason"] = f"crosses its level at fewer than {keys.sustained} checkpoints in a row"
