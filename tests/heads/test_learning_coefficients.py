@@ -141,14 +141,14 @@ def test_without_devinterp_one_line_says_how_to_install_it(
 
 
 class Quadratic(nn.Module):
-    """|w|^2 / 2 whatever the text."""
+    """|w|^2 / 2, and what the text adds whatever the weights are: its tokens, of which the first is not predicted."""
 
     def __init__(self) -> None:
         super().__init__()
         self.w = nn.Parameter(torch.zeros(4))
 
     def losses(self, text: Text) -> torch.Tensor:
-        return (self.w.square().sum() / 2).expand(text.weight.shape)
+        return self.w.square().sum() / 2 + text.tokens[:, 1:]
 
 
 @installed
@@ -158,9 +158,21 @@ def test_devinterps_chains_find_that_of_a_quadratic_loss() -> None:
     text = Text.joined(torch.ones(4, 3, dtype=torch.long))
     trace, initial = sample_losses(Quadratic(), text, keys, None, 0)  # type: ignore[arg-type]
     assert trace.shape == (3, 2000)
-    assert initial == 0
+    assert initial == 1
     found: dict[str, Any] = estimate(trace, initial, keys.n_beta)
     assert found["llc"] == pytest.approx(2 * 100 / 125, rel=0.15)
+
+
+@installed
+def test_sequences_that_differ_do_not_hide_that_chains_drift() -> None:
+    """Steps too small to arrive anywhere: R-hat of the batches' losses themselves would be below 1."""
+    keys = SamplerKeys(lr=1e-5, n_beta=100, localization=25, num_draws=200, num_burnin_steps=0, batch_size=2)
+    text = Text.joined(torch.arange(12).view(4, 3))
+    trace, initial = sample_losses(Quadratic(), text, keys, None, 0)  # type: ignore[arg-type]
+    assert initial == pytest.approx(text.tokens[:, 1:].double().mean())
+    found = estimate(trace, initial, keys.n_beta)
+    assert 0 < found["llc"] < 0.5
+    assert found["reason"].startswith("chains have not converged")
 
 
 @installed

@@ -202,10 +202,18 @@ def sample_losses(
     masks: dict[str, Tensor] | None,
     seed: int,
 ) -> tuple[Float[Tensor, "chain draw"], float]:
-    """The mean loss of every step of every chain after burn-in, NaN once a chain failed; and that at the checkpoint."""
+    """The mean loss of every draw of every chain after burn-in, NaN once a chain failed; and that at the checkpoint.
+
+    From the loss of each batch is taken by how much its sequences are harder at the checkpoint than the mean of all.
+    Batches differ by more than draws do, so that the trace would show nothing but them.
+    """
     from datasets import Dataset
     from devinterp.slt.sampling import sample  # type: ignore[import-not-found]
 
+    with torch.no_grad():
+        parts = torch.arange(len(text.tokens)).split(keys.batch_size)
+        at_checkpoint = torch.cat([model.losses(text.rows(part)) for part in parts])
+    initial = at_checkpoint.double().mean()
     # Numbers of sequences in place of their tokens, for what belongs to them.
     numbers = torch.arange(len(text.tokens))[:, None].expand(text.tokens.shape)
     dataset = Dataset.from_dict({"input_ids": numbers.tolist()}).with_format("torch")
@@ -219,15 +227,15 @@ def sample_losses(
             {},
             **keys.model_dump(),
             param_masks=masks,
-            loss_fn=lambda sampled, ids: sampled.losses(text.rows(ids[:, 0])),
+            loss_fn=lambda sampled, ids: sampled.losses(text.rows(ids[:, 0])) - at_checkpoint[ids[:, 0]],
             init_seed=seed,
+            num_init_loss_batches=1,
             match_sampling_input_ids_across_chains=False,  # The error over chains counts which text they read.
             device="cpu",
             output_path=Path(folder) / "samples.zarr",
         ).dataset
         trace = torch.tensor(found.sampling_loss_micro.mean(dim=["batch_sampling", "token_pos"], skipna=False).values)
-        initial = float(found.init_loss.values.mean())
-    return trace[:, keys.num_burnin_steps :].double(), initial
+    return trace[:, keys.num_burnin_steps :].double() + initial, float(initial)
 
 
 def estimate(trace: Float[Tensor, "chain draw"], initial: float, n_beta: float) -> dict[str, Any]:

@@ -45,8 +45,6 @@ class SamplerKeys(Section):
     """Steps before the first draw."""
     batch_size: int = amount(16, most=100_000)
     """Sequences in a step."""
-    num_init_loss_batches: int = amount(16, most=1_000_000)
-    """Batches that the loss at the checkpoint is averaged over."""
 
 
 class LearningConfig(BaseConfig):
