@@ -41,14 +41,22 @@ class Reading(Movable):
 
     @classmethod
     def of(
-        cls, edges: Bool[Tensor, "mask kept n_backward"], n_written: int, inputs: Int[Tensor, " input"] | list[int]
+        cls,
+        edges: Bool[Tensor, "mask kept n_backward"],
+        n_written: int,
+        inputs: Int[Tensor, " input"] | list[int],
+        dtype: torch.dtype = torch.float32,
     ) -> Reading:
-        """By the masks' edges from the nodes that are kept, of which the first so many are written; on the CPU."""
+        """By the masks' edges from the nodes that are kept, of which the first so many are written; on the CPU.
+
+        In a `dtype` of two bytes nothing is taken off a sum: what a large node loses to rounding would stay.
+        """
         n_kept = edges.shape[1]
         edges = edges[:, :n_written, inputs].permute(2, 0, 1)  # [input, mask, node]
         n_inputs, n_masks, n_nodes = edges.shape
         shape = n_inputs, n_masks, n_nodes
         most = 2 * edges.sum(-1, keepdim=True) > max(n_nodes, MANY)  # [input, mask, 1]
+        most &= dtype.itemsize > 2
         taken = edges ^ most
         if int(taken.sum()) >= n_masks * n_nodes * max(1.0, DENSE * n_inputs):
             return cls(*shape, None, None, None, edges.transpose(0, 1).contiguous())
@@ -65,12 +73,16 @@ class Reading(Movable):
 
     @classmethod
     def by_role(
-        cls, edges: Bool[Tensor, "mask role kept n_backward"], n_written: int, inputs: Int[Tensor, " input"] | list[int]
+        cls,
+        edges: Bool[Tensor, "mask role kept n_backward"],
+        n_written: int,
+        inputs: Int[Tensor, " input"] | list[int],
+        dtype: torch.dtype = torch.float32,
     ) -> list[Reading]:
         """One for each role of the tokens; one alone where all roles read the same."""
         read = edges[..., inputs]
         alike = bool((read == read[:, :1]).all())
-        return [cls.of(of_role, n_written, inputs) for of_role in edges[:, : 1 if alike else None].unbind(1)]
+        return [cls.of(of_role, n_written, inputs, dtype) for of_role in edges[:, : 1 if alike else None].unbind(1)]
 
 
 class Differences:

@@ -143,7 +143,7 @@ class Steps(Movable):
             for index, layer in enumerate(weights.layers)
         ]
         n_kept = edges.shape[2]
-        logits = Reading.by_role(edges, n_kept, [graph.logits])
+        logits = Reading.by_role(edges, n_kept, [graph.logits], weights.dtype)
         return cls(len(plan), n_kept, bool(kept[0]), layers, logits, state == SOURCE, state == COMPUTED)
 
     def on_devices(self, weights: ModelWeights) -> Steps:
@@ -171,7 +171,7 @@ def _layer(layer: LayerWeights, plan: Plan, index: int, edges: Tensor, n_written
         if len(projected):
             read = plan.masks[..., inputs]
             alike = bool((read == read[..., :1]).all())  # Then all read one residual stream.
-            reading = Reading.by_role(edges, n_written[0], inputs[:1] if alike else inputs)
+            reading = Reading.by_role(edges, n_written[0], inputs[:1] if alike else inputs, layer.W_O.dtype)
         of_letter = plan.inputs[:, graph.qkv_inputs(index)].view(len(plan), 3, -1)[:, number]
         qkv.append(
             HeadInputs(
@@ -198,7 +198,7 @@ def _layer(layer: LayerWeights, plan: Plan, index: int, edges: Tensor, n_written
         Choice.of(states, attending) if layer.attn_post_norm is not None else None,
         tuple(qkv),
         torch.cat((served, served + layer.n_kv_heads)),
-        Reading.by_role(edges, n_written[1], [column]) if needs_mlp and bool(computed.any()) else None,
+        Reading.by_role(edges, n_written[1], [column], layer.W_O.dtype) if needs_mlp and bool(computed.any()) else None,
         mlp_state == SOURCE if needs_mlp else None,
         computed,
     )

@@ -96,6 +96,21 @@ def test_what_inputs_read_is_the_sum_along_their_edges(share: float) -> None:
     assert forms == {0.05: {"rows", "off"}, 0.5: {"matrix"}, 0.97: {"off"}}[share]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_large_node_that_an_input_does_not_read_leaves_nothing_there_in_low_precision(dtype: torch.dtype) -> None:
+    n_kept, generator = 2 * MANY, torch.Generator().manual_seed(0)
+    written = torch.randn(1, n_kept, 5, 6, generator=generator)
+    written[:, 7] *= 3000
+    written, base = written.to(dtype), torch.zeros(5, 6, dtype=dtype)
+    edges = torch.ones(1, 1, n_kept, 3, dtype=torch.bool)
+    edges[:, :, 7] = False
+    differences = Differences(1, n_kept, base)
+    differences.of_next(n_kept)[:] = written
+    found = differences.read(Reading.by_role(edges, n_kept, [0, 1, 2], dtype), base)
+    expected = written.double().sum(1) - written[:, 7].double()
+    torch.testing.assert_close(found, expected.to(dtype).expand(3, 1, 5, 6), rtol=0.03, atol=0.1)
+
+
 def test_runs_are_kept_up_to_the_budget_and_prepared_again_beyond_it() -> None:
     weights = read_weights(random_model())
     pairs, metric = TokenPairs(*random_pairs(6)), logit_diff_metric(97, 6)
