@@ -21,7 +21,7 @@ from circuits_over_time.utils.algorithms.backup import direct_effects
 from circuits_over_time.utils.algorithms.definitions import EffectDefinition
 from circuits_over_time.utils.algorithms.effects import PairedRuns
 from circuits_over_time.utils.models.known_families import known_shape
-from circuits_over_time.utils.sweep.cards import scoring_peak
+from circuits_over_time.utils.sweep.cards import _peak, scoring_peak
 from circuits_over_time.utils.tasks import TASKS
 from tests.support.ioi_setup import config_of
 from tests.support.live_bytes import Live
@@ -166,3 +166,10 @@ def test_batches_are_as_large_as_a_step_of_them_fits() -> None:
         steps = [Memory(weights, BatchSizes.of([12] * k, [12] * k), 4, budget).step for k in (n, n + 1)]
         assert steps[0] <= budget or n == 1
         assert steps[1] > budget
+
+
+def test_a_card_with_half_of_the_layers_holds_what_all_nodes_write() -> None:
+    half = read_weights(random_model(n_layers=6, n_heads=8, d_model=128, d_mlp=512, vocab=500))
+    given = [(19, 20)] * 24, 24, 4, 1e9, "eap_ig", 4
+    # As counted for all 12 layers on two devices: 970 MB on either of them.
+    assert _peak(half, 1 + 12 * 9, *given) == pytest.approx(970e6, rel=0.15)

@@ -12,6 +12,7 @@ from circuits_over_time.edge_attribution_patching.model.memory import (
     BYTES,
     BatchSizes,
     Memory,
+    Sizes,
     layers_by_device,
     pairs_within,
 )
@@ -51,6 +52,7 @@ def on_cards(
     # Where levels start from a circuit, that is what takes most.
     eap = getattr(config, "eap", None) or getattr(getattr(config, "circuit", None), "eap", None)
     method, steps = (eap.method, eap.ig_steps) if eap else ("eap_ig", USUAL_STEPS["eap_ig"])
+    nodes = 1 + shape.n_layers * (shape.n_heads + 1)
     told = []
     for card in CARDS:
         fits = "too small"
@@ -63,7 +65,7 @@ def on_cards(
                 at_once = min(len(pairs), pairs_within(shape, max(lengths), number, budget))
             peak = math.inf
             while at_once:
-                given = pairs, at_once, number, budget, method, steps
+                given = nodes, pairs, at_once, number, budget, method, steps
                 peak = max(weights + _peak(part, *given) for part, weights in parts)
                 if peak <= card * GB:
                     break
@@ -89,12 +91,16 @@ def _parts(shape: PlainShape, parameters: int, number: int, rooms: Sequence[floa
 
 
 def _peak(
-    shape: PlainShape, pairs: Sequence[tuple[int, int]], at_once: int, number: int, budget: float, *how: Any
+    shape: Sizes, nodes: int, pairs: Sequence[tuple[int, int]], at_once: int, number: int, budget: float, *how: Any
 ) -> int:
-    """Of finding circuits, above the weights. Of each pair: how many tokens run, and its length; the most first."""
+    """Of finding circuits, above the weights. Of each pair: how many tokens run, and its length; the most first.
+
+    What all `nodes` of the model write comes along from card to card.
+    """
     runs, lengths = zip(*pairs[:at_once], strict=True)
     memory = Memory(shape, BatchSizes.of(lengths, runs), number, budget)
-    return max(scoring_peak(memory, *how), memory.evaluation(SEARCHED, batches=-(-len(pairs) // at_once)))
+    evaluated = memory.evaluation(SEARCHED, nodes, batches=-(-len(pairs) // at_once))
+    return max(scoring_peak(memory, *how), evaluated)
 
 
 def scoring_peak(memory: Memory, method: str, steps: int | str) -> int:
