@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import pandas as pd
 import torch
@@ -52,6 +51,8 @@ MIB_MODELS = {
     "Llama-3.1-8B": "llama3",
 }
 """What the benchmark calls its models; its names of tasks have no `mib_`, and `-` for `_`."""
+LARGEST = torch.finfo(torch.float32).max
+"""Of scores."""
 TOP_UNITS = 0.2
 """The share of nodes that CircuitKIT lists as its units."""
 
@@ -228,7 +229,10 @@ def read(path: Path, graph: Graph | None = None) -> tuple[Circuit, dict[str, Any
             raise ValueError(f"a folder needs a single {' or '.join(IMPORTANCES)}; there are {len(found)}")
         (path,) = found
     if path.suffix == ".csv":
-        return _of_edges(pd.read_csv(path, keep_default_na=False), _known(graph, path)), {}
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
+        if not isinstance(table.index, pd.RangeIndex):  # pandas took the first cells of every row for its name.
+            raise ValueError("its rows have more cells than its first line")
+        return _of_edges(table, _known(graph, path)), {}
     if path.suffix == ".json":
         stored = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(stored, dict):
@@ -243,6 +247,11 @@ def read(path: Path, graph: Graph | None = None) -> tuple[Circuit, dict[str, Any
     else:
         raise ValueError(f"a file that ends with {path.suffix or 'nothing'}")
     return of_same_graph(circuit, graph), dict(stored["cfg"])
+
+
+def _is_score(value: Any) -> TypeGuard[float]:
+    """Whether it is a number that a score in float32 can be."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
 
 
 def _known(graph: Graph | None, path: Path) -> Graph:
@@ -309,7 +318,7 @@ def of_eap_ig_json(stored: Mapping[str, Any]) -> Circuit:
     for name, edge in stored["edges"].items():
         index = graph.edge_index(name)
         score, member = (edge.get("score"), edge.get("in_graph")) if isinstance(edge, dict) else (None, None)
-        if not isinstance(score, int | float) or not math.isfinite(score):
+        if not _is_score(score):
             raise ValueError(f"{name}: its score {score!r} is no number")
         if not isinstance(member, bool):
             raise ValueError(f"{name}: in_graph is {member!r}, neither true nor false")
@@ -369,7 +378,7 @@ def _of_edges(table: pd.DataFrame, graph: Graph) -> Circuit:
         for index in indices:
             if in_circuit[index]:
                 raise ValueError(f"row {row}: {graph.edge_name(*index)} is there twice")
-            if not math.isfinite(score):
+            if not _is_score(score):
                 raise ValueError(f"row {row}: the score of {graph.edge_name(*index)} is no number")
             scores[index], in_circuit[index] = score, True
     return Circuit(graph, scores, in_circuit)
@@ -384,7 +393,7 @@ def _of_node_scores(stored: Mapping[str, Any], graph: Graph) -> Circuit:
     for name, score in scores.items():
         if name not in own:
             raise ValueError(f"{name}: the model has no such node ({graph.n_layers} layers of {graph.n_heads} heads)")
-        if not isinstance(score, int | float) or not math.isfinite(score):
+        if not _is_score(score):
             raise ValueError(f"{name}: its score {score!r} is no number")
     units = (stored.get("safety_units") or {}).get("unit_ids")
     if units is None:

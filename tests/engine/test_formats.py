@@ -132,6 +132,9 @@ def wrong_files() -> list[tuple[str, Any, str]]:
         ("x.json", changed("a0.h1->m0", {"score": 0.0, "in_graph": False}), "a0.h1->m0: m0 does not read a0.h1"),
         ("x.json", changed("a0.h9->m1", {"score": 0.0, "in_graph": True}), "a0.h9->m1: the graph has no node 'a0.h9'"),
         ("x.json", changed(edge, {"score": None, "in_graph": True}), f"{edge}: its score None is no number"),
+        ("x.json", changed(edge, {"score": 1e300, "in_graph": True}), f"{edge}: its score 1e[+]300 is no number"),
+        ("x.json", changed(edge, {"score": True, "in_graph": True}), f"{edge}: its score True is no number"),
+        ("x.json", {"node_scores": {"A0.0": 10**400}}, "A0.0: its score 10*0 is no number"),
         ("x.json", changed(edge, {"score": 1.0, "in_graph": "yes"}), f"{edge}: in_graph is 'yes'"),
         (
             "x.json",
@@ -149,6 +152,9 @@ def wrong_files() -> list[tuple[str, Any, str]]:
         ("x.csv", "source,target\nm0,m0\n", "row 2: m0->m0: m0 does not read m0"),
         ("x.csv", "source,target\nm0,m1\nm0,m1\n", "row 3: m0->m1 is there twice"),
         ("x.csv", "source,target,score\nm0,m1,much\n", "row 2: the score of m0->m1 is no number"),
+        ("x.csv", "source,target,score\nm0,m1,1e300\n", "row 2: the score of m0->m1 is no number"),
+        ("x.csv", "source,target\n1,2\n", "row 2: 1->2: the graph has no node '1'"),
+        ("x.csv", "source,target\nm0,m1,\n", "its rows have more cells than its first line"),
         ("x.csv", "from,to\nm0,m1\n", "no column 'source'"),
     ]
 

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from networkx import MultiDiGraph
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import circuits_over_time as cot
 from circuits_over_time.edge_attribution_patching.choices import Method
@@ -324,3 +325,25 @@ def test_edges_put_in_one_by_one_give_the_same_and_circuits_of_neurons_have_none
     of_neurons = cot.find_circuit(model, task, level="neuron", **FEW)
     with pytest.raises(ValueError, match="puts in edges of all tokens, not neurons"):
         cot.evaluate(model, task, of_neurons, **keys)
+
+
+def test_neurons_that_a_model_has_not_got_or_that_are_ablated_otherwise_are_refused(
+    model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = cot.task("sva")
+    of_neurons = cot.find_circuit(model, task, level="neuron", **FEW)
+    kept = cot.evaluate(model, task, of_neurons.circuit, n_prompts=20)
+    assert kept.faithfulness == of_neurons.faithfulness
+    with pytest.raises(ValueError, match="edges: its units are neurons, and ablation: zero is of whole nodes"):
+        cot.evaluate(model, task, of_neurons, n_prompts=20, ablation="zero")
+    of_neurons.save(path := tmp_path / "neurons.pt")
+    wide = of_neurons.circuit.graph.d_mlp
+    given = [f"model={TOY}", f"checkpoints=[{LAST}]", "task=sva", f"results_dir={tmp_path / 'r'}", "device=cpu"]
+    assert main(ANALYSIS, [*given, f"circuit={path}", "ablation=mean"]) == 2
+    assert f"circuit: {path}: its units are neurons, and ablation: mean is of whole" in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
+    config = AutoConfig.from_pretrained(TOY / f"step{LAST}")
+    config.intermediate_size = wide // 2
+    narrow = cot.load(AutoModelForCausalLM.from_config(config), step=0, tokenizer=model.tokenizer)
+    with pytest.raises(ValueError, match=rf"edges: .* {wide} in an MLP, the model has .* {wide // 2} in an MLP"):
+        cot.evaluate(narrow, task, of_neurons, n_prompts=20)

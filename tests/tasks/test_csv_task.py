@@ -153,6 +153,8 @@ def test_the_folder_is_the_stem_unless_a_task_has_it():
         UserError, match=r"x/ioi.csv would write into the results of the built-in task 'ioi'; rename the file"
     ):
         get_task("x/ioi.csv", "logit_diff")
+    with pytest.raises(UserError, match=r"x/own@eap.csv: 'own@eap' would name results of a task own; rename the file"):
+        get_task("x/own@eap.csv", "logit_diff")
 
 
 @pytest.mark.parametrize(

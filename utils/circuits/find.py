@@ -15,6 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from circuits_over_time.edge_attribution_patching.choices import Ablation
 from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
 from circuits_over_time.edge_attribution_patching.circuits.faithfulness import (
     Baselines,
@@ -292,6 +293,18 @@ def evaluator_of(
         batch_size=settings.batch_size,
         memory_budget_gb=settings.budget_gb(*weights.devices),
     )
+
+
+def require_units(graph: Graph, shape: Shape, ablation: Ablation) -> None:
+    """Refuse, with a UserError, a circuit of neurons that a model has not got, or that are ablated in another way."""
+    if not isinstance(graph, Units) or graph.level != "neuron":
+        return
+    sizes = [(graph.d_head, graph.d_mlp), (shape.d_head, shape.d_mlp)]
+    if sizes[0] != sizes[1]:
+        theirs, own = (f"{d_head} neurons in a head and {d_mlp} in an MLP" for d_head, d_mlp in sizes)
+        raise UserError(f"the circuit is one of {theirs}, the model has {own}")
+    if ablation != "patching":
+        raise UserError(f"its units are neurons, and ablation: {ablation} is of whole nodes; use patching")
 
 
 def _require_edges(settings: PairSettings, others: bool) -> None:

@@ -34,7 +34,7 @@ from ..models.family import resolve_family
 from ..models.revisions import GENERAL, Named, read_names
 from ..results.edges import named_sources, named_targets
 from ..tasks import Prompts, Task
-from .find import CircuitPrompts, circuit_prompts, evaluator_of
+from .find import CircuitPrompts, circuit_prompts, evaluator_of, require_units
 from .keys import CircuitSettings, TaskSettings
 from .measured import MeasuredCircuit, read_circuit, with_interval
 
@@ -351,9 +351,14 @@ def evaluated(model: Model, task: Task, edges: Any, keys: Mapping[str, Any], *, 
     mask = edge_mask(edges, graph)
     if isinstance(edges, str | Path) and "->" not in str(edges):
         edges = read_circuit(edges, graph)
-    if isinstance(edges, MeasuredCircuit) and isinstance(edges.circuit.graph, Units):
-        graph, mask = edges.circuit.graph, edges.circuit.in_circuit
+    held = edges.circuit if isinstance(edges, MeasuredCircuit) else edges
     settings, prompts = made or with_prompts(model, task, keys)
+    if isinstance(held, Circuit) and isinstance(held.graph, Units):
+        graph, mask = held.graph, held.in_circuit
+        try:
+            require_units(graph, model.weights, settings.ablation)
+        except UserError as error:
+            raise UserError(f"edges: {error}") from None
     evaluator = evaluator_of(model.weights, prompts, settings, graph)
     mask = graph.edge_mask & ~mask if without else mask
     values = evaluator(mask[None])[0]

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from circuits_over_time.edge_attribution_patching.choices import ExportFormat
+from circuits_over_time.edge_attribution_patching.choices import Ablation, ExportFormat
 from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
 from circuits_over_time.edge_attribution_patching.circuits.formats import (
     BY_ENDING,
@@ -57,7 +57,7 @@ from ..tasks import Task, tasks_of
 from ..tasks.performance import task_performance
 from ..tasks.prompts import metric_name
 from .attention import attention_result
-from .find import CircuitPrompts, circuit_prompts, find_circuit, prompts_at, score_edges
+from .find import CircuitPrompts, circuit_prompts, find_circuit, prompts_at, require_units, score_edges
 from .keys import CircuitsConfig, CircuitSettings, check_attention
 from .tables import baselines_table, compare_with_random, edges_table, faithfulness_table, groups_table
 
@@ -368,23 +368,31 @@ def prepare(config: CircuitsConfig, tokenizer: PreTrainedTokenizerBase, shape: S
     check_attention(config, shape)
     path, given = Path(config.circuit or ""), None
     if config.circuit is not None and not config.positions:  # Before any prompts are made, where it does not take them.
-        given = given_circuit(path, shape, None)
+        given = given_circuit(path, shape, None, config.ablation)
     prompts = {task.name: circuit_prompts(config, task, tokenizer, shape) for task in tasks_of(config)}
     if config.circuit is None or given is not None:
         return {name: replace(of_task, given=given) for name, of_task in prompts.items()}
-    return {name: replace(one, given=given_circuit(path, shape, one.scoring.roles)) for name, one in prompts.items()}
+    return {
+        name: replace(one, given=given_circuit(path, shape, one.scoring.roles, config.ablation))
+        for name, one in prompts.items()
+    }
 
 
-def given_circuit(path: Path, shape: Shape, roles: TokenRoles | None) -> Circuit:
+def given_circuit(path: Path, shape: Shape, roles: TokenRoles | None, ablation: Ablation) -> Circuit:
     """The circuit of a file, for a model of this shape and prompts whose tokens have these roles.
 
     Raises:
-        UserError: if it is of another model, or has no edge on a path from `input` to `logits`.
+        UserError: if it is of another model, has no edge on a path from `input` to `logits`, or has units that cannot
+            be ablated so.
     """
     try:
         read = read_circuit(path, Graph.of(shape, roles))
         if (width := read.about.get("d_model", shape.d_model)) != shape.d_model:
             raise UserError(f"{path}: the circuit is one of a model of width {width}, this one has {shape.d_model}")
+        try:
+            require_units(read.circuit.graph, shape, ablation)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
         if not bool(prune(read.circuit.in_circuit[None], read.circuit.graph).any()):
             raise UserError(f"{path}: none of its {read.circuit.n_edges} edges is on a path from input to logits")
     except UserError as error:

@@ -80,6 +80,8 @@ def get_task(
         return NAMED[task]
     if (stem := Path(task).stem) in NAMED:
         raise UserError(f"task: {task} would write into the results of the built-in task '{stem}'; rename the file")
+    if (base := task_and_method(stem)[0]) != stem:
+        raise UserError(f"task: {task}: '{stem}' would name results of a task {base}; rename the file")
     return csv_task(Path(task), metric or CSV_METRIC, answers_as)
 
 
