@@ -130,6 +130,8 @@ def variants(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         write_tensors(folder, step, found.to_tensors())
     nodes = pd.DataFrame({"source": ["a1.h0", "m0"], "target": "logits", "input": "", "score": [2.0, -1.0]})
     write_filled(store.folder("graphs", "toy", "ioi@node"), 9, nodes)
+    edges = pd.DataFrame({"source": ["input", "m0"], "target": ["m0", "logits"], "input": "", "score": [2.0, 1.0]})
+    write_filled(store.folder("graphs", "toy", "sva"), 9, edges)
     size = pd.DataFrame({"size": [2], "n_edges": [10], "n_nodes": [4], "faithfulness": [0.9], "selected": [True]})
     write_filled(store.folder("faithfulness", "toy", "ioi@node"), 9, size)
     with pytest.MonkeyPatch.context() as patch:
@@ -184,6 +186,8 @@ def test_a_circuit_of_nodes_is_told_by_its_edges_and_drawn_by_its_nodes(variants
     page.select_option("#other-task", "ioi@positions")  # Two kinds on one plan: all is another.
     assert page.locator("#change").inner_text() == "Against IOI (positions), step 9: 2 edges added, 7 removed, 0 kept."
     assert page.locator("#drawing .role").all_text_contents() == ["all tokens", "s1", "end"]
+    page.select_option("#other-task", "sva")  # A node's line to the logits is not the edge that is called so.
+    assert page.locator("#change").inner_text().endswith("2 edges added, 2 removed, 0 kept.")
 
 
 def go_to(page: Any, step: int) -> None:

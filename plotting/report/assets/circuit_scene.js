@@ -53,10 +53,11 @@ function sceneOf(record, other) {
   const edges = [...record.edges];
   const ends = { ...record.ends };
   const known = edgeNumbers(record);
+  const sameKind = record.ofNodes === other.ofNodes;
   const fromOther = Array.from({ length: other.edges.length / 3 }, (_, edge) => {
     const [source, first, port] = edgeEnds(other, edge);
     const targets = edgeTargets(other, edge).map((node) => place.get(other.nodes[node][0]));
-    let number = known.get(edgeName(other, edge));
+    let number = sameKind ? known.get(edgeName(other, edge)) : undefined; // A node's line to the logits is no edge.
     if (number === undefined) {
       number = edges.length / 3;
       edges.push(place.get(other.nodes[source][0]), place.get(other.nodes[first][0]), port);
@@ -66,6 +67,7 @@ function sceneOf(record, other) {
     return number;
   });
   const roles = [...new Set([...record.columns, ...other.columns].map(([role]) => role))];
+  roles.sort((one, another) => (one === "end") - (another === "end")); // The last token of both.
   const ofNodes = record.ofNodes && other.ofNodes; // Else boxes cannot say what lines do.
   return { ...record, ...planOf(nodes, record.nodes.length, roles), edges, ends, ofNodes, fromOther, numbers: null };
 }
