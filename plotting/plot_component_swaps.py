@@ -10,6 +10,8 @@ A circle marks swaps that move it no further than swaps of random heads in the s
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 import pandas as pd
@@ -44,7 +46,6 @@ def moved(table: pd.DataFrame) -> pd.DataFrame:
 
 def draw_swaps(table: pd.DataFrame, model: str, sets: Sequence[tuple[str, str]]) -> Drawing:
     """The figure of one model: a matrix for each (task, components) of `sets`."""
-    steps = {axis: sorted(table[axis].unique()) for axis in ("from_step", "step")}
     of_task = max(sum(task == one for task, _ in sets) for one, _ in sets)
     columns = of_task if 1 < of_task <= 4 else min(3, len(sets))  # A row a task, if there is room.
     rows = -(-len(sets) // columns)
@@ -56,10 +57,13 @@ def draw_swaps(table: pd.DataFrame, model: str, sets: Sequence[tuple[str, str]])
         vertical_spacing=0.3 / rows,
     )
     largest = {
-        task: float(held["change"].abs().max()) or 1.0 for task, held in table.groupby("task")
+        task: float(table.loc[table["task"] == task, "change"].abs().max()) or 1.0
+        for task in dict.fromkeys(task for task, _ in sets)
     }  # One scale of colours a task: metrics differ.
     for place, (task, components) in enumerate(sets):
-        rows_of = table[(table["task"] == task) & (table["components"] == components)]
+        in_task = table[table["task"] == task]  # Another task may have other checkpoints.
+        steps = {axis: sorted(in_task[axis].unique()) for axis in ("from_step", "step")}
+        rows_of = in_task[in_task["components"] == components]
         where = {"row": place // columns + 1, "col": place % columns + 1}
         change, metric = (
             rows_of.pivot_table(index="from_step", columns="step", values=name).reindex(
@@ -105,7 +109,7 @@ def draw_swaps(table: pd.DataFrame, model: str, sets: Sequence[tuple[str, str]])
         figure,
         f"Swapped components in {model}",
         "How the task's metric changes with components of another checkpoint; the largest changes: "
-        + ", ".join(f"{task_label(str(task))} {value:.2g}" for task, value in largest.items()),
+        + ", ".join(f"{task_label(task)} {value:.2g}" for task, value in largest.items()),
         width=130 + columns * (CELLS + 80),
         height=120 + rows * (CELLS + 95),
     )
@@ -119,7 +123,10 @@ def draw(results: Results) -> dict[str, Drawing]:
         table = moved(rows)
         found = table.sort_values("step", ascending=False, kind="stable").groupby("task")["components"].unique()
         sets = [(task, str(components)) for task in tasks_in(table) for components in found[task]]
-        name, parts = f"component_swaps_{model}", [sets[start : start + PAGE] for start in range(0, len(sets), PAGE)]
+        name, parts = f"component_swaps_{model}", []
+        for _, of_task in groupby(sets, key=itemgetter(0)):  # No page is of two tasks.
+            in_task = list(of_task)
+            parts += [in_task[start : start + PAGE] for start in range(0, len(in_task), PAGE)]
         pages = {f"{name}_{n}": draw_swaps(table, model, part) for n, part in enumerate(parts, 1)} if parts[1:] else {}
         drawn[name] = replace(draw_swaps(table, model, sets), pages=pages)
     return drawn

@@ -66,6 +66,15 @@ def test_nothing_but_the_start_token_changes() -> None:
     assert changed == config.model_dump()
 
 
+def test_a_number_format_is_of_a_models_name_or_of_where_it_is() -> None:
+    config = IoiConsistencyConfig(
+        model="any", dtype_of={"org/name": "bfloat16"}, circuit={"dtype_of": {"name": "float16"}}
+    )
+    found = for_model(config, None, "name", "org/name")
+    assert (found.dtype, found.circuit.dtype) == ("bfloat16", "float16")
+    assert for_model(config, None, "other", "org/other").dtype == "float32"
+
+
 def test_pythia_and_the_toy_families_start_without_and_amber_with_one(
     served: HubServer, branches: dict[str, Files], tmp_path: Path
 ) -> None:

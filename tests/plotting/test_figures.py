@@ -204,12 +204,22 @@ def test_swap_matrices_have_the_source_down_and_the_model_along(store: Store) ->
     assert [trace.showlegend for trace in circles] == [True] + [False] * (len(TASKS) - 1)
 
 
+def test_swap_matrices_have_the_steps_of_their_task_alone() -> None:
+    table = pd.DataFrame({"task": ["ioi", "sva"], "components": "heads", "from_step": [1, 2], "step": [1, 2]})
+    table = table.assign(metric=1.0, change=[0.1, 0.2], usual=False)
+    figure = plot_component_swaps.draw_swaps(table, "toy", [("ioi", "heads"), ("sva", "heads")]).figure
+    maps = [trace for trace in figure.data if trace.type == "heatmap"]
+    assert [(list(one.x), list(one.y)) for one in maps] == [(["1"], ["1"]), (["2"], ["2"])]
+
+
 def test_swaps_of_many_sets_are_on_pages(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plot_component_swaps, "PAGE", 1)
     drawing = drawn_by(plot_component_swaps, store)[f"component_swaps_{MODELS[0]}"]
     pages = [[note.text for note in page.figure.layout.annotations] for page in drawing.pages.values()]
     assert pages == [[note.text] for note in drawing.figure.layout.annotations]
     assert list(drawing.pages) == [f"component_swaps_{MODELS[0]}_{n}" for n in (1, 2)]
+    monkeypatch.setattr(plot_component_swaps, "PAGE", 2)  # Two tasks do not share one.
+    assert list(drawn_by(plot_component_swaps, store)[f"component_swaps_{MODELS[0]}"].pages) == list(drawing.pages)
 
 
 def test_legend_names_each_model_once(store: Store) -> None:

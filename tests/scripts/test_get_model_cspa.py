@@ -39,7 +39,7 @@ def test_function_words_may_be_a_files(word_family: Path, tmp_path: Path, capsys
     tokenizer = resolve_family(str(word_family), tmp_path).load(0, device="cpu").tokenizer
     known = sorted(token for token in tokenizer.get_vocab() if token.isalpha())[:3]
     words, results = tmp_path / "words.txt", tmp_path / "results"
-    words.write_text("\n".join([*known, "unheardof"]))
+    words.write_text("\n".join([*known, "unheardof"]), encoding="utf-8-sig")  # as editors of Windows save it
     given = arguments(word_family, results, "checkpoints=[0]", f"function_words={words}")
     assert main(ANALYSIS, given) == 0
     found = Store(results).folder("cspa", "words")

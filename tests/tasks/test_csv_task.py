@@ -315,7 +315,8 @@ def test_answers_that_are_ids_are_those_of_their_texts(write, header, row, optio
             r"row 2 .*incorrect_idx: 99999 is no token of this tokenizer",
         ),
         ("correct_idx,incorrect_idx", "344,344", r"row 2 .*' he' is both an answer and a wrong answer"),
-        ("answers,wrong_answers", "344,703", r"row 2 .*'344' right after 'So.*ids in every row with answers_as=ids"),
+        ("answers,wrong_answers", "344,703", r"row 2 .*'344' right after 'So.*ids everywhere with answers_as=ids"),
+        ("answers,wrong_answers", " he,703", r"row 2 .*'703' right after 'So.*other answers are text"),
         (
             "correct_idx,wrong",
             "344,703",
@@ -333,6 +334,13 @@ def test_tables_that_mix_ids_and_text_are_refused_with_the_row(write, header, ro
     path = write(f"clean,corrupted,{header}", first, f"So Paul is such a good cook,So Mary is such a good cook,{row}")
     with pytest.raises(UserError, match=reason):
         build(path, n=2, tokenizer=pythia())
+
+
+def test_rows_that_all_mix_ids_and_text_are_refused(write, caplog):
+    path = write(HEADER, "So John is such a good cook,So Anna is such a good cook, he,703")
+    with pytest.raises(UserError, match=r"row 1 .*'703' right after 'So.*other answers are text"):
+        build(path, n=1, tokenizer=pythia())
+    assert not caplog.text
 
 
 def test_ids_that_are_read_as_text_are_told(write, caplog):

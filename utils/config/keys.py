@@ -241,7 +241,7 @@ class BaseConfig(Section):
     """Number format of weights and activations: `float32`, `bfloat16` or `float16`."""
     dtype_of: dict[str, NumberFormat] = execution({})
     """Models with another number format (`float32`, `bfloat16`, `float16`) than `dtype`, by name:
-    `{pythia-410m: float32}`."""
+    `{pythia-410m: float32}`. The name is that in the results, or the hub repository or local folder."""
     self_check: bool = execution(False)
     """With `dtype: bfloat16` or `float16`, measure the first checkpoint in float32, too, and log where the two
     [disagree](../docs/models.md#devices)."""
@@ -507,10 +507,11 @@ class TaskConfig(PromptOptions, BaseConfig):
         return self.model_copy(update=changed)
 
 
-def for_model(config: Schema, trained_with: bool | None, model: str = "") -> Schema:
+def for_model(config: Schema, trained_with: bool | None, *names: str) -> Schema:
     """A config for one model: `prepend_bos: auto` becomes true or false, and `dtype` its own, in blocks too.
 
-    `trained_with` says whether the model was trained with a start token; None, if nobody says, counts as no.
+    `trained_with` says whether the model was trained with a start token; None, if nobody says, counts as no. `names`
+    are all that it goes by.
     """
     changed: dict[str, Any] = {}
     for name in type(config).model_fields:
@@ -518,9 +519,10 @@ def for_model(config: Schema, trained_with: bool | None, model: str = "") -> Sch
         if name == "prepend_bos" and value == "auto":
             changed[name] = trained_with is True
         elif name == "dtype_of":
-            changed |= {name: {}, "dtype": value.get(model, config.dtype)}  # type: ignore[attr-defined]
+            own = [value[given] for given in names if given in value]
+            changed |= {name: {}, "dtype": own[0] if own else config.dtype}  # type: ignore[attr-defined]
         elif isinstance(value, pydantic.BaseModel):
-            changed[name] = for_model(value, trained_with, model)
+            changed[name] = for_model(value, trained_with, *names)
     return config.model_copy(update=changed)
 
 

@@ -54,7 +54,7 @@ def listed_words(path: str | None) -> list[str] | None:
     if path is None:
         return None
     try:
-        words = [word for line in Path(path).read_text(encoding="utf-8").splitlines() if (word := line.strip())]
+        words = [word for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if (word := line.strip())]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"function_words: {path}: cannot be read ({error}); name a text file, one word a line"

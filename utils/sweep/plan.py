@@ -35,7 +35,7 @@ class Job:
 
     def resolved_for(self, family: Family) -> Job:
         """The job for one model: what depends on it is resolved."""
-        return replace(self, config=for_model(self.config, family.prepend_bos, family.name))
+        return replace(self, config=for_model(self.config, family.prepend_bos, family.name, family.source))
 
     @cached_property
     def store(self) -> Store:
@@ -267,7 +267,7 @@ def describe(jobs: Sequence[Job], sweeps: Sequence[Sweep]) -> str:
             lines.append(f"{what}{name} from {sweep.family.source}: {len(left)} of {len(steps)} checkpoints to measure")
             if len({one.config.dtype for one in jobs}) > 1 or given.config.dtype_of:
                 lines.append(f"  dtype: {job.config.dtype}")
-            if job.config != for_model(given.config, not sweep.family.prepend_bos, name):
+            if job.config != for_model(given.config, not sweep.family.prepend_bos, name, sweep.family.source):
                 lines.append(f"  prepend_bos: auto is {'true' if sweep.family.prepend_bos else 'false'}")
             if left:
                 lines.append(f"  measure: {', '.join(map(str, left))}")

@@ -198,10 +198,11 @@ def check_rows(
             meta = {column: value for column, value in row.items() if column not in columns}
             rows.append(Row(where, *pair, *answers, meta, of_answers))
     bare = [] if ids else [row for row in rows if _like_ids(row)]
-    if bare and len(bare) < len(rows):
+    if bare and not all(answer.isdecimal() for row in rows for answer in row.answers + row.wrong_answers):
+        number = next(answer for answer in bare[0].answers + bare[0].wrong_answers if answer.isdecimal())
         problems.append(
-            f"{bare[0].where}: {bare[0].answers[0]!r} right after {bare[0].clean!r} looks like a token id, and other "
-            "rows have text; write a number with its leading space, or ids in every row with answers_as=ids"
+            f"{bare[0].where}: {number!r} right after {bare[0].clean!r} looks like a token id, and other answers are "
+            "text; write a number with its leading space, or ids everywhere with answers_as=ids"
         )
     refuse(problems)
     if bare:
