@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import get_greater_than_consistency
 from circuits_over_time.utils.circuits.keys import CircuitsConfig, passes
 from circuits_over_time.utils.models.tokenizers import WordTokenizer
 from circuits_over_time.utils.sweep import times
@@ -60,6 +61,22 @@ def test_time_follows_from_parameters_tokens_and_passes(tmp_path: Path) -> None:
         f"  time: about 00:{total:02d}, from the model's shape, without loading",
         f"    a checkpoint: ioi {ioi:.1f} s, sva {sva:.1f} s",
     ]
+
+
+def test_what_others_of_a_suite_measure_is_counted_once(tmp_path: Path) -> None:
+    fixed = {"model": str(TOY), "results_dir": str(tmp_path), "device": "cpu"}
+    reads = get_greater_than_consistency.ANALYSIS
+    configs = {stored: reads.schema(**fixed, require_stored=stored) for stored in (False, True)}
+
+    def of(*tasks: str, stored: bool = False) -> float:
+        own = Job(reads, configs[stored])
+        others = [Job(ANALYSIS, CircuitsConfig(**fixed, task=[*tasks]))] if tasks else []
+        (sweep,) = plan([*others, own])
+        return refuse_unfit(sweep).operations[sweep.jobs[-1], None]
+
+    assert of() > 2 * of(stored=True)
+    assert of("sva") == of()
+    assert of("sva", "greater_than") == of(stored=True)
 
 
 def test_measured_times_win(tmp_path: Path) -> None:

@@ -179,6 +179,18 @@ def needed_of_known(jobs: Sequence[Job], model: str) -> Needed:
     return Needed() if shape is None or size is None else _needed(jobs, WordTokenizer(), shape, size[0])
 
 
+def reads_others(job: Job, jobs: Sequence[Job]) -> bool:
+    """Whether all that an analysis may take from results, or else measure itself, is measured by others of a suite."""
+    of_task = getattr(job.config, "task", None)
+    made = {
+        kind.name
+        for other in jobs
+        for kind in other.analysis.kinds
+        if other is not job and any(task is None or task.name == of_task for task in other.tasks)
+    }
+    return hasattr(job.config, "require_stored") and {kind.name for kind in job.analysis.reads} <= made
+
+
 def _needed(jobs: Sequence[Job], tokenizer: Any, shape: PlainShape, parameters: int) -> Needed:
     operations: dict[tuple[Job, str | None], float] = defaultdict(float)
     cards = (0, "")
@@ -190,7 +202,10 @@ def _needed(jobs: Sequence[Job], tokenizer: Any, shape: PlainShape, parameters: 
         names = [task.name if task else None for task in job.tasks]
         refusals = errors_named(f"{job.where}: " if job.where else "", job.analysis.schema)
         with contextlib.suppress(UserError) if isinstance(tokenizer, WordTokenizer) else refusals:
-            for part in job.analysis.inputs(job.config, tokenizer, shape):
+            config = job.config
+            if reads_others(job, jobs):
+                config = config.model_copy(update={"require_stored": True})
+            for part in job.analysis.inputs(config, tokenizer, shape):
                 lengths = [0]
                 if part.pairs:
                     rows, others = token_rows(tokenizer, part.pairs, getattr(job.config, "prepend_bos", False))
