@@ -151,7 +151,7 @@ def test_a_dry_run_predicts_what_fits_on_usual_gpus(tmp_path: Path, monkeypatch:
     def cards(**keys: object) -> dict[int, tuple[float, int] | None]:
         told = refuse_unfit(sweep_of(tmp_path, task="ioi", checkpoints=[512], **keys)).cards
         found: dict[int, tuple[float, int] | None] = {}
-        for card, peak, pairs in re.findall(r"(\d+) GB: (?:([\d.]+) GB, (\d+) pairs at once|too small)", told):
+        for card, peak, pairs in re.findall(r"(\d+) GB: (?:([\d.]+) GB, (\d+) pairs? at once|too small)", told):
             found[int(card)] = (float(peak), int(pairs)) if peak else None
         return found
 
@@ -167,7 +167,7 @@ def test_a_dry_run_predicts_what_fits_on_usual_gpus(tmp_path: Path, monkeypatch:
     assert peak_48 < peak_80
     keys = {"model": "pythia-12b", "dtype": "bfloat16", "device": "auto", "device_map": "auto"}
     several = refuse_unfit(sweep_of(tmp_path, task="ioi", checkpoints=[512], **keys)).cards
-    on_24, *others = re.findall(r"\d+ GB: (?:(\d) cards, at most )?([\d.]+) GB, \d+ pairs at once", several)
+    on_24, *others = re.findall(r"\d+ GB: (?:(\d) cards, at most )?([\d.]+) GB, \d+ pairs? at once", several)
     assert 23.7 / 2 < float(on_24[1]) <= 24
     assert on_24[0] == "2"
     assert [(n, float(peak)) for n, peak in others] == [("", peak_48), ("", peak_80)]

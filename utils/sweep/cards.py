@@ -72,7 +72,7 @@ def on_cards(
                 at_once, budget = at_once // 2, budget / 2  # As a run does where memory runs out.
             if at_once:
                 several = f"{n_cards} cards, at most " if n_cards > 1 else ""
-                fits = f"{several}{peak / GB:.1f} GB, {at_once} pairs at once"
+                fits = f"{several}{peak / GB:.1f} GB, {at_once} pair{'s'[: at_once != 1]} at once"
                 break
         told.append(f"{card} GB: {fits}")
     return Memory(shape, BatchSizes.of([max(lengths)], [pairs[0][0]]), number, 0).step, "; ".join(told)
