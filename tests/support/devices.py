@@ -24,8 +24,9 @@ from circuits_over_time.edge_attribution_patching.model.pairs import TokenPairs
 from circuits_over_time.edge_attribution_patching.model.weights import read_weights
 from circuits_over_time.edge_attribution_patching.scores.attribution import attribute
 from circuits_over_time.utils.sweep.runner import main
-from tests.support.paths import TOY, TOY_IOI, TOY_IOI_STEP, TOY_STEPS
-from tests.support.random_models import random_model, random_pairs
+
+from .paths import TOY, TOY_IOI, TOY_IOI_STEP, TOY_STEPS
+from .random_models import random_model, random_pairs
 
 GPU_MARKS = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 DEVICES = ("cpu", pytest.param("cuda", marks=GPU_MARKS))

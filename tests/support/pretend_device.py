@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.support.live_bytes import Live
+from .live_bytes import Live
 
 NAME = "pretend"
 aten = torch.ops.aten

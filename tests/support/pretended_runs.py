@@ -33,9 +33,10 @@ from circuits_over_time.edge_attribution_patching.units import graph_of
 from circuits_over_time.utils.heads import streamed_kl
 from circuits_over_time.utils.models import family
 from circuits_over_time.utils.models.checkpoint import placement
-from tests.support import devices
-from tests.support.pretend_device import Counts, device, pretended_device
-from tests.support.random_models import ARCHITECTURES, random_model, random_pairs
+
+from . import devices
+from .pretend_device import Counts, device, pretended_device
+from .random_models import ARCHITECTURES, random_model, random_pairs
 
 
 @contextmanager
