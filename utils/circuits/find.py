@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 
 import torch
 from jaxtyping import Int
@@ -295,16 +296,19 @@ def evaluator_of(
     )
 
 
-def require_units(graph: Graph, shape: Shape, ablation: Ablation) -> None:
-    """Refuse, with a UserError, a circuit of neurons that a model has not got, or that are ablated in another way."""
+def require_units(name: str | Path, graph: Graph, shape: Shape, ablation: Ablation) -> None:
+    """Refuse, with a UserError, a circuit of neurons that a model has not got, or that are ablated in another way.
+
+    `name` is what the error begins with: the circuit's file, or the keyword that gives it.
+    """
     if not isinstance(graph, Units) or graph.level != "neuron":
         return
     sizes = [(graph.d_head, graph.d_mlp), (shape.d_head, shape.d_mlp)]
     if sizes[0] != sizes[1]:
         theirs, own = (f"{d_head} neurons in a head and {d_mlp} in an MLP" for d_head, d_mlp in sizes)
-        raise UserError(f"the circuit is one of {theirs}, the model has {own}")
+        raise UserError(f"{name}: the circuit is one of {theirs}, the model has {own}")
     if ablation != "patching":
-        raise UserError(f"its units are neurons, and ablation: {ablation} is of whole nodes; use patching")
+        raise UserError(f"{name}: its units are neurons, and ablation: {ablation} is of whole nodes; use patching")
 
 
 def _require_edges(settings: PairSettings, others: bool) -> None:

@@ -355,10 +355,7 @@ def evaluated(model: Model, task: Task, edges: Any, keys: Mapping[str, Any], *, 
     settings, prompts = made or with_prompts(model, task, keys)
     if isinstance(held, Circuit) and isinstance(held.graph, Units):
         graph, mask = held.graph, held.in_circuit
-        try:
-            require_units(graph, model.weights, settings.ablation)
-        except UserError as error:
-            raise UserError(f"edges: {error}") from None
+        require_units("edges", graph, model.weights, settings.ablation)
     evaluator = evaluator_of(model.weights, prompts, settings, graph)
     mask = graph.edge_mask & ~mask if without else mask
     values = evaluator(mask[None])[0]

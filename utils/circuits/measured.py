@@ -389,10 +389,7 @@ def given_circuit(path: Path, shape: Shape, roles: TokenRoles | None, ablation: 
         read = read_circuit(path, Graph.of(shape, roles))
         if (width := read.about.get("d_model", shape.d_model)) != shape.d_model:
             raise UserError(f"{path}: the circuit is one of a model of width {width}, this one has {shape.d_model}")
-        try:
-            require_units(read.circuit.graph, shape, ablation)
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from None
+        require_units(path, read.circuit.graph, shape, ablation)
         if not bool(prune(read.circuit.in_circuit[None], read.circuit.graph).any()):
             raise UserError(f"{path}: none of its {read.circuit.n_edges} edges is on a path from input to logits")
     except UserError as error:

@@ -179,7 +179,7 @@ def needed_of_known(jobs: Sequence[Job], model: str) -> Needed:
     return Needed() if shape is None or size is None else _needed(jobs, WordTokenizer(), shape, size[0])
 
 
-def reads_others(job: Job, jobs: Sequence[Job]) -> bool:
+def _reads_others(job: Job, jobs: Sequence[Job]) -> bool:
     """Whether all that an analysis may take from results, or else measure itself, is measured by others of a suite."""
     of_task = getattr(job.config, "task", None)
     made = {
@@ -203,7 +203,7 @@ def _needed(jobs: Sequence[Job], tokenizer: Any, shape: PlainShape, parameters: 
         refusals = errors_named(f"{job.where}: " if job.where else "", job.analysis.schema)
         with contextlib.suppress(UserError) if isinstance(tokenizer, WordTokenizer) else refusals:
             config = job.config
-            if reads_others(job, jobs):
+            if _reads_others(job, jobs):
                 config = config.model_copy(update={"require_stored": True})
             for part in job.analysis.inputs(config, tokenizer, shape):
                 lengths = [0]
