@@ -11,13 +11,13 @@ define them; `head_scores: study` measures them as Tigges et al. 2024 do (arXiv 
 import sys
 
 from circuits_over_time.utils.heads.keys import ComponentsConfig
-from circuits_over_time.utils.results.kinds import COMPONENTS
+from circuits_over_time.utils.results.kinds import KINDS
 from circuits_over_time.utils.sweep.runner import Analysis, Lazy, main
 
 ANALYSIS = Analysis(
     "get_full_model_components_over_time",
     ComponentsConfig,
-    (COMPONENTS,),
+    (KINDS["components"],),
     Lazy("utils.heads.attention_and_copy.prepare"),
     Lazy("utils.heads.attention_and_copy.measure"),
     inputs=Lazy("utils.heads.needs.inputs_of_components"),

@@ -11,13 +11,13 @@ Tigges et al. 2024 do (arXiv 2407.10827).
 import sys
 
 from circuits_over_time.utils.heads.keys import CspaConfig
-from circuits_over_time.utils.results.kinds import CSPA
+from circuits_over_time.utils.results.kinds import KINDS
 from circuits_over_time.utils.sweep.runner import Analysis, Lazy, main
 
 ANALYSIS = Analysis(
     "get_model_cspa",
     CspaConfig,
-    (CSPA,),
+    (KINDS["cspa"],),
     Lazy("utils.heads.cspa.prepare"),
     Lazy("utils.heads.cspa.measure"),
     inputs=Lazy("utils.heads.needs.inputs_of_cspa"),

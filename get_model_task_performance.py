@@ -9,7 +9,7 @@ with the answers to the clean ones, so a metric falls as far as the corruption h
 
 import sys
 
-from circuits_over_time.utils.results.kinds import TASK_PERFORMANCE
+from circuits_over_time.utils.results.kinds import KINDS
 from circuits_over_time.utils.sweep.runner import Analysis, Lazy, main
 from circuits_over_time.utils.tasks import tasks_of
 from circuits_over_time.utils.tasks.keys import PerformanceConfig
@@ -17,7 +17,7 @@ from circuits_over_time.utils.tasks.keys import PerformanceConfig
 ANALYSIS = Analysis(
     "get_model_task_performance",
     PerformanceConfig,
-    (TASK_PERFORMANCE,),
+    (KINDS["task_performance"],),
     Lazy("utils.task_performance.prepare"),
     Lazy("utils.task_performance.measure"),
     tasks=tasks_of,

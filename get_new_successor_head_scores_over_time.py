@@ -12,13 +12,13 @@ from Gould et al. 2023 (arXiv 2312.09230); `head_scores: study` measures it as T
 import sys
 
 from circuits_over_time.utils.heads.keys import SuccessorConfig
-from circuits_over_time.utils.results.kinds import SUCCESSOR
+from circuits_over_time.utils.results.kinds import KINDS
 from circuits_over_time.utils.sweep.runner import Analysis, Lazy, main
 
 ANALYSIS = Analysis(
     "get_new_successor_head_scores_over_time",
     SuccessorConfig,
-    (SUCCESSOR,),
+    (KINDS["successor"],),
     Lazy("utils.heads.succession.prepare"),
     Lazy("utils.heads.succession.measure"),
     inputs=Lazy("utils.heads.needs.inputs_of_succession"),

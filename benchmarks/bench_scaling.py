@@ -44,8 +44,8 @@ from circuits_over_time.utils.sweep.analysis import Analysis
 from circuits_over_time.utils.sweep.claims import ClaimedCheckpoint
 from circuits_over_time.utils.sweep.loop import SweepLoop, measure
 from circuits_over_time.utils.sweep.plan import Job, Measurement, Sweep
-from circuits_over_time.utils.sweep.pool import PoolResult
 from circuits_over_time.utils.sweep.ray_pool import WAIT
+from circuits_over_time.utils.sweep.worker import PoolResult
 
 ROOT = Path(__file__).resolve().parents[1]
 

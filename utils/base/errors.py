@@ -44,23 +44,6 @@ def with_way_out(error: FloatingPointError) -> str:
     return f"{error}; pass dtype=float32, and if it stays, leave the step out"
 
 
-@contextlib.contextmanager
-def failures_as_user_errors() -> Iterator[None]:
-    """For scripts: what is up to files or memory becomes a line."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise UserError(f"not enough memory ({one_line(error)}); ask for less, or for smaller batches") from error
-    except OSError as error:
-        if error.filename is None:
-            raise
-        raise UserError(
-            f"{error.filename}: {error.strerror}; name another file or folder, or put this right"
-        ) from error
-
-
 _OUT_OF_MEMORY = (
     "DefaultCPUAllocator: can't allocate memory",
     "std::bad_alloc",
@@ -99,11 +82,8 @@ def without_secrets(text: str) -> str:
 
 
 def suggest(name: str, known: Iterable[str], listing: str = "known", examples: Iterable[str] | None = None) -> str:
-    """The way out of an unknown name: `; did you mean 'batch_size'?`, or a list of the known names.
-
-    Args:
-        listing: introduces the list, where no known name is close.
-        examples: what to list instead, where there are too many known names.
+    """The way out of an unknown name: `; did you mean 'batch_size'?`, or a list of the known names, or of `examples` of
+    them, which `listing` introduces.
     """
     names = list(known)
     listed = ", ".join(names if examples is None else examples)

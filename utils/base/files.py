@@ -166,11 +166,10 @@ def combine(hashes: Mapping[str, str]) -> str:
 
 @contextlib.contextmanager
 def locked(path: Path, key: str, timeout: float = -1) -> Iterator[bool]:
-    """Hold the lock of a file, in a folder that exists; says whether this process has it.
+    """Hold the lock of a file, in a folder that exists; says whether this process has it, within so many seconds (-1:
+    waits).
 
-    Args:
-        key: the config key that names the folder, for errors: if the file cannot be written, or there are no locks.
-        timeout: seconds to wait for it; -1 waits until it is free.
+    If the file cannot be written, or there are no locks, a UserError names the folder by its config `key`.
     """
     from filelock import FileLock, Timeout
 

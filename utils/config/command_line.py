@@ -22,7 +22,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import pydantic
 
-from ..base.errors import UserError, failures_as_user_errors
+from ..base.errors import UserError, is_out_of_memory, one_line
 from ..base.progress import configure_logging
 from .explain import given_in, key_of
 from .keys import load_config
@@ -51,15 +51,24 @@ def script(main: Callable[Arguments, int]) -> Callable[Arguments, int]:
         configure_logging()
         _config.set((None, {}, []))
         try:
-            with _sigterm_raises(), failures_as_user_errors():
+            with _sigterm_raises():
                 return main(*args, **kwargs)
         except UserError as error:
-            sys.stderr.write(f"{_with_its_file(str(error))}\n")
-            return 2
+            line = str(error)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            line = f"not enough memory ({one_line(error)}); ask for less, or for smaller batches"
+        except OSError as error:
+            if error.filename is None:
+                raise
+            line = f"{error.filename}: {error.strerror}; name another file or folder, or put this right"
         except (KeyboardInterrupt, Terminated) as error:
             if _TOLD not in getattr(error, "__notes__", []):
                 sys.stderr.write("interrupted: to go on, run the same command again\n")
             return 130 if isinstance(error, KeyboardInterrupt) else 143
+        sys.stderr.write(f"{_with_its_file(line)}\n")
+        return 2
 
     return run
 
@@ -67,15 +76,10 @@ def script(main: Callable[Arguments, int]) -> Callable[Arguments, int]:
 def read_command_line(
     name: str, schema: type[Schema], argv: Sequence[str] | None = None, **switches: str
 ) -> tuple[Schema, argparse.Namespace]:
-    """Parse a script's arguments and read its config.
+    """Parse a script's arguments, by default those of the process, and read its config; `name` is the script's file.
 
-    Args:
-        name: the name of its file.
-        argv: its arguments, by default those of the process.
-        switches: its own options that are on or off, and what `--help` says of them. `dry_run` is `--dry-run`.
-
-    Raises:
-        UserError: if an argument is unknown, or as `load_config` does.
+    `switches` are its own options that are on or off, and what `--help` says of them: `dry_run` is `--dry-run`. An
+    unknown argument is a UserError, and so is what `load_config` refuses.
     """
     parser = argparse.ArgumentParser(prog=name, allow_abbrev=False)
     parser.add_argument("-c", "--config", type=Path, help="YAML config; configs/README.md lists every key")

@@ -46,15 +46,10 @@ def checked(
     path: Path | None = None,
     changed: Sequence[tuple[str, ...]] = (),
 ) -> Schema:
-    """A config from its keys.
+    """A config from its keys: the file's, with the overrides applied.
 
-    Args:
-        data: the file's keys with the overrides applied.
-        path: the file, or what errors call it; None without one.
-        changed: the keys given on the command line.
-
-    Raises:
-        UserError: one line for each refused key: where it was given, the key, the value and the way out.
+    `path` is the file, or what errors call it; None without one. `changed` are the keys given on the command line. The
+    UserError has one line for each refused key: where it was given, the key, the value and the way out.
     """
     for key, value in data.items():
         if _NO_NAME.search(json.dumps([key, value], ensure_ascii=False)):

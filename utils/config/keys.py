@@ -59,7 +59,7 @@ def key(
     file: bool = False,
     **bounds: Any,
 ) -> Any:
-    """A key of a config.
+    """A key of a config, whose bounds are `ge=`, `le=` and whatever else pydantic's `Field` takes.
 
     Args:
         execution: it says how or where to run, and changes a result by rounding at most: two runs into one folder may
@@ -67,7 +67,6 @@ def key(
         reason: why its bounds are where they are.
         only_with: another key of its block, and the values of that key with which this one is read.
         file: it names a file or folder that results depend on (or perhaps something else).
-        bounds: `ge=`, `le=` and whatever else pydantic's `Field` takes.
     """
     noted: dict[str, Any] = {"execution": execution, "reason": reason, "only_with": list(only_with), "file": file}
     return Field(default, json_schema_extra={name: value for name, value in noted.items() if value}, **bounds)
@@ -527,15 +526,11 @@ def for_model(config: Schema, trained_with: bool | None, *names: str) -> Schema:
 
 
 def load_config(schema: type[Schema], path: Path | None, overrides: list[str]) -> Schema:
-    """Read a YAML config, apply the `key=value` overrides, and check the result.
+    """Read a YAML config, or none, apply the `key=value` overrides, and check the result.
 
-    Args:
-        path: the YAML file; None for defaults and overrides alone.
-        overrides: each a `key=value`. A dot reaches into a block (`eap.ig_steps=30`), the value is YAML
-            (`checkpoints=[1000,143000]`), and a block is merged with the file's. If a key comes twice, the last wins.
-
-    Raises:
-        UserError: one line for each unknown key, missing key or bad value, naming the file or `command line`.
+    In overrides a dot reaches into a block (`eap.ig_steps=30`), the value is YAML (`checkpoints=[1000,143000]`), and a
+    block is merged with the file's; if a key comes twice, the last wins. A UserError has one line for each unknown key,
+    missing key or bad value, and names the file or `command line`.
     """
     data: Block = {} if path is None else read_yaml(path)
     changed: list[tuple[str, ...]] = []

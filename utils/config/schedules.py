@@ -67,15 +67,10 @@ SCHEDULES: tuple[str, ...] = ("all", *_WANTED)
 def select_steps(
     schedule: str | list[int], there: Sequence[int], model: str, within: str = "published for", key: str = "checkpoints"
 ) -> list[int]:
-    """The steps to measure: sorted, unique and published.
+    """The steps to measure, by a schedule or a list: sorted, unique, and among those that are `there`.
 
-    Args:
-        schedule: one of `SCHEDULES`, or a list of steps.
-        there: the family's steps, in any order.
-        key: of the config, which errors name.
-
-    Raises:
-        UserError: if the schedule is unknown, or a listed step is not published; it names the model.
+    It is a UserError, which names the model and the config's `key`, if the schedule is unknown or a listed step is not
+    published.
     """
     steps = sorted(set(there))
     if not steps:

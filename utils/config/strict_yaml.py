@@ -104,10 +104,8 @@ def written(key: Sequence[str | int]) -> str:
 
 
 def read_yaml(path: Path) -> Block:
-    """The block of keys in a config file. An empty file is an empty block.
-
-    Raises:
-        UserError: if the file is missing or unreadable, is not YAML, has a key twice or is not a block of keys.
+    """The block of keys in a config file; an empty file is an empty block, and anything but readable YAML keys a
+    UserError.
     """
     try:
         text = path.expanduser().read_text(encoding="utf-8")

@@ -44,17 +44,11 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 def download_small(
     repository: str, revision: str, folder: Path, commit: str | None = None, *, code: bool = False
 ) -> dict[str, Any]:
-    """Download a checkpoint's config and tokenizer into a folder.
+    """Download a checkpoint's config and tokenizer into a folder; with `code` also the Python files that a tokenizer
+    may need.
 
-    Args:
-        commit: the revision's commit, if it is known.
-        code: also the Python files next to them, for tokenizers that need their own code.
-
-    Returns:
-        `repository, revision, commit`, and `weights`: file -> SHA-256 (None if the hub has none).
-
-    Raises:
-        CheckpointUnusable: if it holds no weights, or as `listing_of` does.
+    Returns `repository, revision, commit`, and `weights`: file -> SHA-256 (None if the hub has none). It is a
+    CheckpointUnusable if the revision holds no weights; other errors are those of `listing_of`.
     """
     complete = read_manifest(folder)
     known = read_json(folder / LISTING) or complete

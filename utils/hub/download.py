@@ -94,9 +94,8 @@ class Listing:
 def download_file(listing: Listing, name: str, folder: Path, arrived: Arrived = lambda count: None) -> str:
     """Download a file of a commit into a folder, unless it is there, and return the SHA-256 of its content.
 
-    Raises:
-        CheckpointUnusable: if what arrives has another hash than the hub says, twice. It is deleted.
-        Exception: the hub client's errors, if it did not arrive after several attempts.
+    It is a CheckpointUnusable, and the file deleted, if what arrives has another hash than the hub says, twice; and the
+    hub client's error if it did not arrive after several attempts.
     """
     target = folder / name
     make_folder(target.parent)
@@ -191,12 +190,9 @@ def retry(
 ) -> T:
     """Make a request, and try again where that may help; raises what the last attempt did.
 
-    A network that breaks down during a run is waited for; one that was never there is told of within seconds.
-
-    Args:
-        what: what it asks for, for the log.
-        progress: how many bytes have arrived. Whenever there are more than before, the waits start anew.
-        waits: seconds between the attempts, if the hub asks for no longer ones.
+    A network that breaks down during a run is waited for; one that was never there is told of within seconds. `what` it
+    asks for is logged. Whenever `progress`, the bytes that have arrived, is more than before, the `waits` (seconds)
+    start anew; the hub may ask for longer ones.
     """
     from huggingface_hub.utils import httpx
 

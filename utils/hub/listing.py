@@ -29,10 +29,8 @@ def downloads_of(cache_dir: Path, repository: str) -> Path:
 
 
 def published_names(repository: str, downloads: Path) -> dict[str, str | None]:
-    """A repository's branches, then its tags, each with its commit. Without the hub, those that it listed before.
-
-    The names are kept in `downloads`, where its checkpoints are downloaded to. HubUnreachable if the hub did not
-    answer, and never did.
+    """A repository's branches, then its tags, each with its commit. Without the hub, those that it listed before, which
+    are kept in `downloads`, where its checkpoints go; HubUnreachable if there are none.
     """
     from huggingface_hub import HfApi
 
@@ -56,16 +54,10 @@ def published_names(repository: str, downloads: Path) -> dict[str, str | None]:
 
 
 def listing_of(repository: str, revision: str, downloads: Path, commit: str | None = None) -> Listing:
-    """The files of a revision.
+    """The files of a revision. If its commit is known, a listing that is kept in `downloads` needs no request.
 
-    Args:
-        downloads: where its checkpoints are downloaded to. Listings are kept there.
-        commit: the revision's commit, if it is known. Then a kept listing needs no request.
-
-    Raises:
-        CheckpointUnusable: if the revision is missing.
-        HubUnreachable: if the hub did not answer.
-        UserError: if the repository is missing or closed.
+    It is a CheckpointUnusable if the revision is missing, HubUnreachable if the hub did not answer, and a UserError if
+    the repository is missing or closed.
     """
     if commit is not None and (known := read_json(downloads / LISTINGS / f"{commit}.json")) is not None:
         return Listing(known["repository"], commit, {name: ListedFile(*file) for name, file in known["files"].items()})
@@ -97,11 +89,8 @@ def listing_of(repository: str, revision: str, downloads: Path, commit: str | No
 def in_parallel(
     listing: Callable[[int], Listing], steps: Sequence[int], advance: Callable[[], object] = lambda: None
 ) -> dict[int, Listing | CheckpointUnusable]:
-    """The listings of many steps, `AT_ONCE` requests at a time; `advance` is called after each.
-
-    Returns:
-        For each step, in order, its listing or what is wrong with it. After the first `HubUnreachable`, nothing more is
-        asked for, and the rest get the same error.
+    """The listings of many steps in order, or what is wrong with each, `AT_ONCE` requests at a time; `advance` is
+    called after each. After the first `HubUnreachable`, nothing more is asked for, and the rest get the same error.
     """
     left, running = list(reversed(steps)), dict[Future[Listing], int]()
     found: dict[int, Listing | CheckpointUnusable] = {}

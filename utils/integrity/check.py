@@ -12,7 +12,7 @@ from ..base.progress import bar
 from ..config.keys import BaseConfig
 from ..config.schedules import select_steps
 from ..models.family import Family, LocalFamily, family_of
-from ..results.kinds import CHECKS
+from ..results.kinds import WITHOUT_STEPS
 from ..results.store import Store
 from .descent import WeightChange, weight_changes
 from .duplicates import DuplicateReport, damages_at, find_duplicates
@@ -23,12 +23,9 @@ log = logging.getLogger(__name__)
 def check_models(config: BaseConfig, *, deep: bool = False) -> int:
     """Check every model of a config; print what is wrong and write the tables.
 
-    Args:
-        config: says which models and steps. All published steps are compared by their hashes, whichever are listed, and
-            all on disk are loaded.
-        deep: also load a few tensors of the steps in `checkpoints` and compare consecutive ones.
-
-    Returns the exit code: 1 if something is wrong and `on_duplicate_weights` is `error`, else 0.
+    All published steps are compared by their hashes, whichever are listed, and all on disk are loaded; `deep` also
+    loads a few tensors of the steps in `checkpoints` and compares consecutive ones. Returns the exit code: 1 if
+    something is wrong and `on_duplicate_weights` is `error`, else 0.
     """
     import pandas as pd
 
@@ -40,7 +37,7 @@ def check_models(config: BaseConfig, *, deep: bool = False) -> int:
             report = find_duplicates(family, advance=progress.update)
         if isinstance(family, LocalFamily):
             report = _loaded(report, family, config.dtype)
-        folder = Store(config.results_dir).folder(CHECKS, family.name)
+        folder = Store(config.results_dir).folder(WITHOUT_STEPS[0], family.name)
         path = folder.write_summary("checkpoints", report.table())
         sys.stdout.write(_report_text(report))
         wrong = wrong or bool(report.suspicious or report.missing)

@@ -26,11 +26,8 @@ FACTOR, FLOOR, TENSORS = 5.0, 1e-3, 4
 
 @dataclass(frozen=True)
 class WeightChange:
-    """From one checkpoint to the next.
-
-    Attributes:
-        distance: relative L2 distance, mean over tensors; 0 if they are equal.
-        usual: the median of the neighbouring pairs' distances; None if there are fewer than two.
+    """From one checkpoint to the next: the relative L2 distance, mean over tensors, 0 if they are equal; and the
+    `usual` one, the median of the neighbouring pairs', None if there are fewer than two.
     """
 
     before: int
@@ -49,11 +46,7 @@ def weight_changes(
 ) -> tuple[list[WeightChange], dict[int, str]]:
     """Load a few tensors of each step and compare consecutive ones; what is not on disk is downloaded.
 
-    Args:
-        steps: sorted. Fewer than four say nothing: a pair needs two neighbours.
-        done: called with each step that has been read.
-
-    Returns the changes in order, and the steps that could not be read with what is wrong.
+    Returns the changes, and the steps that could not be read with what is wrong; `done` is called after each step.
     """
     pairs: list[tuple[int, int, float]] = []
     unusable: dict[int, str] = {}

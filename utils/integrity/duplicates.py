@@ -34,12 +34,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CheckpointHashes:
-    """What a checkpoint, or `main`, holds.
-
-    Attributes:
-        hashes: file with weights -> hash of its content.
-        error: why it is not known, or None.
-        unasked: whether that is only because the hub did not answer.
+    """What a checkpoint, or `main`, holds: file with weights -> hash of its content, and its size; or why that is not
+    known, and whether only because the hub did not answer (`unasked`).
     """
 
     revision: str
@@ -51,12 +47,8 @@ class CheckpointHashes:
 
 @dataclass(frozen=True)
 class SharedFile:
-    """A file that a step has in common with another.
-
-    Attributes:
-        other: the other step, or `main`.
-        whole: whether the two hold the same weights throughout.
-        expected: whether that is known to be right.
+    """A file that a step has in common with another, or with `main`; whether the two hold the same weights throughout
+    (`whole`), and whether that is known to be right (`expected`).
     """
 
     step: int
@@ -80,11 +72,8 @@ class SharedFile:
 
 @dataclass(frozen=True)
 class DuplicateReport:
-    """What the hashes of a family tell.
-
-    Attributes:
-        held: what each published step holds.
-        shared: every file that two steps have in common, or a step and `main`, seen from each step.
+    """What the hashes of a family tell: what each published step holds, and every file that two steps have in common,
+    or a step and `main`, seen from each step.
     """
 
     family: Family
@@ -152,9 +141,8 @@ def find_duplicates(
 ) -> DuplicateReport:
     """Compare the weights of all published steps, from the hub's metadata alone.
 
-    Args:
-        exact: hash local files whole. Otherwise only those are hashed whose samples are equal; the others are known to
-            differ, and their `hashes` are those of the samples.
+    Unless `exact`, only those local files are hashed whole whose samples are equal; the `hashes` of the others, which
+    are known to differ, are those of the samples.
     """
     main: CheckpointHashes | None = None
     if isinstance(family, HubFamily):
@@ -239,10 +227,11 @@ def _expected(family: Family, step: int, other: int) -> bool:
 
 
 def steps_to_leave_out(family: Family, steps: Sequence[int], on_duplicate: str) -> list[int]:
-    """Say what is wrong with the steps to measure, and return those that must not be measured.
+    """Say what is wrong with the steps to measure, compared with all of the family, and return those that must not be
+    measured.
 
-    All steps of the family are compared. With `on_duplicate_weights: error`, steps to measure that hold another step's
-    weights are a UserError; so is a download of other weights than the hub has now.
+    With `on_duplicate_weights: error`, steps to measure that hold another step's weights are a UserError; so is a
+    download of other weights than the hub has now.
     """
     with bar(len(family.steps), f"{family.name}: comparing weights") as shown:
         report = find_duplicates(family, exact=False, advance=shown.update)

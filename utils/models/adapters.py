@@ -24,9 +24,8 @@ INSTALL = "pip install 'peft>=0.17,<1'"
 
 
 def base_of(folder: Path) -> Path | None:
-    """The folder of the base model that a folder adapts; None if it holds no adapter.
-
-    It is a CheckpointUnusable if there is no peft, or the base model is not on this machine.
+    """The folder of the base model that a folder adapts, None if it holds no adapter; a CheckpointUnusable without peft
+    or base.
     """
     if not (folder / ADAPTER).is_file():
         return None

@@ -52,9 +52,8 @@ _BUFFER = re.compile(r"\.(attention|attn|self_attn)\.(bias|masked_bias)$|\.rotar
 class Description:
     """What a checkpoint's small files say. Two checkpoints with equal descriptions take the same inputs.
 
-    Attributes:
-        tokenizer: shared by all checkpoints with the same tokenizer files, so do not change it.
-        shape: the model's sizes, as the engine reads them.
+    `tokenizer` is shared by all checkpoints with the same tokenizer files, so do not change it; `shape` has the model's
+    sizes.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -90,11 +89,11 @@ class LoadedCheckpoint:
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
-        """`repository, revision, commit, sha256, parameters` of the weights, and the `shape` of the model's graph.
+        """`repository, revision, commit, sha256, parameters, tokens` of the weights, the `shape` of the model's graph
+        and `inputs`.
 
-        `tokens` were seen in training, and `inputs` has the SHA-256 of config and tokenizer. `shards` has the SHA-256
-        of each file if there are several; then `sha256` combines them. CheckpointUnusable if files changed while they
-        were read.
+        `shards` has the SHA-256 of each file if there are several; then `sha256` combines them. It is a
+        CheckpointUnusable if files changed while they were read.
         """
         shape = {
             "n_layers": self.weights.n_layers,
@@ -117,10 +116,11 @@ class LoadedCheckpoint:
 
     @cached_property
     def bridge(self) -> TransformerBridge:
-        """The same checkpoint as a TransformerBridge, for hooks: raw weights, eager attention, eval mode.
+        """The same checkpoint as a TransformerBridge, for hooks: raw weights, eager attention, eval mode; errors of
+        `load_weights`.
 
-        It is booted from the files on first use. It shares no memory with `weights` or `tokenizer`, because booting
-        rewrites the model and the tokenizer that it gets. Errors are those of `load_weights`.
+        It is booted from the files on first use, and shares no memory with `weights` or `tokenizer`: booting rewrites
+        what it gets.
         """
         from transformer_lens.model_bridge import TransformerBridge
 
@@ -139,11 +139,9 @@ class LoadedCheckpoint:
 
 
 def describe(folder: Path, trust_remote_code: bool = False) -> Description:
-    """Read a checkpoint's small files. Its weights need not be there.
+    """Read a checkpoint's small files; its weights need not be there.
 
-    Raises:
-        CheckpointUnusable: if a file is missing or broken.
-        UserError: if the engine cannot read such a model.
+    It is a CheckpointUnusable if a file is missing or broken, and a UserError if the engine cannot read such a model.
     """
     from circuits_over_time.edge_attribution_patching.model.architectures import read_shape
 
@@ -163,9 +161,8 @@ def read_state(
     where: Callable[[str], torch.device] | None = None,
     dtype: torch.dtype | None = None,
 ) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint, in memory; those of an adapter are merged into its base model's, in float32.
-
-    Arguments and errors are those of `read_files`.
+    """All tensors of a checkpoint, in memory; those of an adapter merged into its base model's, in float32. See
+    `read_files`.
     """
     import torch
 
@@ -193,9 +190,8 @@ def load_weights(
         state: the tensors of the folder (`read_state`), if they have been read. It is emptied.
         more: devices that layers go to besides, block by block; no device ever holds the whole model.
 
-    Raises:
-        CheckpointUnusable: if they cannot be loaded, some are missing, or one holds NaN or infinity.
-        UserError: if they do not fit on the device.
+    It is a CheckpointUnusable if they cannot be loaded, some are missing, or one holds NaN or infinity, and a UserError
+    if they do not fit on the device.
     """
     import torch
 
@@ -273,11 +269,8 @@ def small_hashes(folder: Path, base: Path | None = None) -> dict[str, str]:
 
 
 def read_config(folder: Path) -> PretrainedConfig:
-    """The config of the model in a folder.
-
-    Raises:
-        CheckpointUnusable: if it is missing or damaged.
-        UserError: if there is no reader for the architecture.
+    """The config of the model in a folder: a CheckpointUnusable if it is missing or damaged, a UserError if no reader
+    knows the architecture.
     """
     _scan_transformers_once()
     from transformers import AutoConfig
@@ -393,9 +386,8 @@ def _say_one(device: str) -> None:
 
 
 def resolve_device(device: str) -> torch.device:
-    """The device that a name stands for: `auto` is CUDA if there is one, else Apple's GPU, else the CPU.
-
-    It is a UserError if this machine has no such device.
+    """The device that a name stands for, a UserError if there is none: `auto` is CUDA, else Apple's GPU, else the
+    CPU.
     """
     import torch
 

@@ -96,9 +96,8 @@ class Family:
         return {}
 
     def prefetch(self, step: int) -> None:
-        """Start to download a checkpoint and to read it into CPU memory, in the background.
-
-        There is room for one: starting another drops it. Errors appear when the checkpoint is described or loaded.
+        """Start to download a checkpoint and to read it into CPU memory, in the background. There is room for one:
+        starting another drops it. Errors appear when the checkpoint is described or loaded.
         """
         self._ahead.start(step, self._read)
 
@@ -107,24 +106,21 @@ class Family:
         self._ahead.drop()
 
     def release(self, step: int, keep: Literal["all", "none"] | int) -> None:
-        """Say that a checkpoint has been measured. Deletes downloads of this process that are no longer to be kept.
-
-        `keep` is `all`, `none`, or how many to keep: those that were released last.
+        """Say that a checkpoint has been measured. Deletes this process's downloads but the `keep` released last (or
+        `all`, `none`).
         """
 
     def describe(self, step: int) -> Description:
-        """A checkpoint's tokenizer and shape, from its small files alone: only these are downloaded from the hub.
-
-        Errors are those of `checkpoint.describe`.
+        """A checkpoint's tokenizer and shape, from its small files alone, the only ones downloaded; errors of
+        `checkpoint.describe`.
         """
         return describe(self.fetch_small(step), self.trust_remote_code)
 
     def load(
         self, step: int, dtype: str = "float32", device: str = "auto", device_map: Literal["auto"] | None = None
     ) -> LoadedCheckpoint:
-        """Load a checkpoint, with weights in a number format (float32, bfloat16, float16), on a device or several.
-
-        Errors are those of `describe` and of `checkpoint.load_weights`.
+        """Load a checkpoint, in a number format and on a device or several; errors of `describe` and
+        `checkpoint.load_weights`.
         """
         where, *more = resolve_devices(device, device_map)
         self.fetch_small(step)
@@ -181,11 +177,9 @@ class LocalFamily(Family):
 
 @dataclass(frozen=True)
 class HubFamily(Family):
-    """Checkpoints on the hub: branches or tags of one or several repositories.
+    """Checkpoints on the hub: branches or tags (`revisions`, by step) of one or several repositories.
 
-    Attributes:
-        revisions: step -> branch or tag.
-        commits: repository -> branch or tag -> its commit, None if the hub was not asked.
+    `commits` are repository -> branch or tag -> its commit, None if the hub was not asked.
     """
 
     revisions: dict[int, Named]
@@ -225,9 +219,8 @@ class HubFamily(Family):
     def listings(
         self, steps: Sequence[int], advance: Callable[[], object] = lambda: None
     ) -> dict[int, Listing | CheckpointUnusable]:
-        """What the hub lists of some steps, or what is wrong; `advance` is called after each answer.
-
-        The hub is asked once for each step, also if it does not answer.
+        """What the hub lists of some steps, or what is wrong; `advance` is called after each answer. It is asked once
+        for each step, also if it does not answer.
         """
         self._listed.update(in_parallel(self.listing, [step for step in steps if step not in self._listed], advance))
         return {step: self._listed[step] for step in steps}
@@ -288,8 +281,7 @@ def resolve_family(
         stages: which training stages to take.
         trust_remote_code: whether a tokenizer may run Python code that comes with it.
 
-    Raises:
-        UserError: if there is no such model, it has no checkpoints or cannot be measured, or its tokens are unknown.
+    It is a UserError if there is no such model, it has no checkpoints or cannot be measured, or its tokens are unknown.
     """
     pattern = None if revisions is None else naming_rule(revisions)
     known, path = known_model(model), Path(model).expanduser()
@@ -394,12 +386,9 @@ def _local_family(
 
 
 def fetch(family: Family, steps: Sequence[int]) -> dict[int, str]:
-    """Download all files of checkpoints, one after the other, with a bar that counts bytes.
-
-    What is complete is left as it is, what is half there goes on. A family on disk has nothing to fetch.
-
-    Returns:
-        The steps that could not be fetched, with what is wrong.
+    """Download all files of checkpoints, one after the other, with a bar that counts bytes; returns the steps that
+    could not be fetched, with what is wrong. What is complete is left as it is, what is half there goes on, and a
+    family on disk has nothing to fetch.
     """
     if not isinstance(family, HubFamily):
         log.info("%s is on this machine: nothing to fetch", family.source)

@@ -34,9 +34,8 @@ _SAVES = re.compile(r"checkpoint_\d+")  # as accelerate counts its saves
 
 
 def named_folders(path: Path, pattern: re.Pattern[str]) -> list[Named]:
-    """The checkpoints in a family's folder.
-
-    It is a UserError if there are none, two of the same step, or what looks like a step counts the saves.
+    """The checkpoints in a family's folder; a UserError for none, two of one step, or what looks like a step but counts
+    saves.
     """
     folders = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     converted = {name.removesuffix("-hf"): name for name in folders if name.endswith("-hf")}
@@ -87,13 +86,9 @@ def _no_checkpoints(path: Path, pattern: re.Pattern[str], folders: list[str]) ->
 
 @dataclass(frozen=True)
 class About:
-    """What a family says about its training.
-
-    Attributes:
-        file: its `family.json`, which need not be there.
-        per_step: tokens of a step, as in `TokensRule`; empty if only the steps' own files tell.
-        prepend_bos: whether it was trained with a start token; None if it does not say.
-        content: all that the file says.
+    """What a family says about its training: its `family.json`, which need not be there, and its content; the tokens of
+    a step as in `TokensRule`, empty if only the steps' own files tell; and whether it was trained with a start token,
+    if it says.
     """
 
     file: Path
@@ -103,9 +98,8 @@ class About:
 
     @classmethod
     def of(cls, path: Path, tokens_per_step: int | None) -> About:
-        """What the `family.json` in a folder says, or the number given instead of one.
-
-        It is a UserError if the file says something else than numbers, or true or false.
+        """What the `family.json` in a folder says, or the number given instead of one; a UserError if it says anything
+        odd.
         """
         file = path / "family.json"
         content = read_json(file) if file.is_file() else {}
@@ -159,10 +153,7 @@ def hashes(before: Stamps) -> dict[str, str]:
 
 
 def fingerprints(before: Stamps) -> dict[str, str]:
-    """For each weight file, a hash of its size and of samples of its bytes. Files that differ in it differ.
-
-    It reads a megabyte of each file, where `hashes` would read all.
-    """
+    """For each weight file, a hash of its size and a megabyte of samples: files that differ in it differ."""
     return {path.name: _fingerprint(path, stamp) for path, stamp in before.items()}
 
 

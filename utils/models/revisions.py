@@ -30,14 +30,9 @@ GENERAL_NAMES = "step{n}, checkpoint-{n}, iter_{n}, global_step{n}"
 
 @dataclass(frozen=True)
 class Named:
-    """What a checkpoint's name tells.
-
-    Attributes:
-        name: the branch, tag or folder.
-        stage: of training, from 1.
-        tokens: tokens seen in training, if the name tells.
-        run: which of several runs of the stage it belongs to, if there are several.
-        repository: where it is, for families in several repositories.
+    """What a checkpoint's name (of the branch, tag or folder) tells: the step, the stage of training, from 1, the
+    tokens seen, and which of several runs of the stage it belongs to, if it says; and the repository it is in, where a
+    family has several.
     """
 
     name: str
@@ -52,11 +47,9 @@ class Named:
 class TokensRule:
     """How to count the tokens of training.
 
-    Attributes:
-        per_step: tokens per step, stage by stage. The last number also holds for the stages after it. If empty, the
-            names tell.
-        at_zero: tokens seen at step 0, if that is not an untrained model.
-        stage_lengths: how many steps each stage has, if known; otherwise it ends at the last published step.
+    `per_step` are tokens per step, stage by stage, the last also for the stages after it; if empty, the names tell.
+    `at_zero` are the tokens seen at step 0, if that is not an untrained model. `stage_lengths` are the steps of each
+    stage, if known; otherwise it ends at the last published step.
     """
 
     per_step: Sequence[int] = ()
@@ -65,9 +58,8 @@ class TokensRule:
 
 
 def naming_rule(text: str) -> re.Pattern[str]:
-    """A regular expression for whole names, with the group `step` and, if needed, `stage`, `tokens` and `run`.
-
-    It is a UserError if the text is no such expression.
+    """A regular expression for whole names, with the group `step` and, if needed, `stage`, `tokens` and `run`; else a
+    UserError.
     """
     try:
         pattern = re.compile(text)
@@ -79,9 +71,8 @@ def naming_rule(text: str) -> re.Pattern[str]:
 
 
 def read_names(names: Iterable[str], pattern: re.Pattern[str], repository: str = "") -> list[Named]:
-    """What names tell that match the pattern. The others (`main`) are left out.
-
-    It is a UserError if the pattern takes something for a number that is not one.
+    """What names tell that match the pattern; a UserError if it takes something else for a number. The others are left
+    out.
     """
     found = []
     for name in names:
@@ -112,10 +103,8 @@ def timeline(
     """Step of the whole training -> checkpoint and the tokens that it has seen in the whole training, sorted.
 
     If two checkpoints have the same step, the first counts. `tokens_per_step` is used if neither the rule nor the names
-    tell; with `tokens_needed` somebody must tell, otherwise the tokens are None where nobody does.
-
-    Raises:
-        UserError: if a stage is not published, or the tokens are unknown.
+    tell; with `tokens_needed` somebody must tell, otherwise the tokens are None where nobody does. It is a UserError if
+    a stage is not published, or the tokens are unknown.
     """
     rule = rule or TokensRule()
     by_stage: dict[int, dict[int, Named]] = {}

@@ -40,9 +40,8 @@ log = logging.getLogger(__name__)
 def load_tokenizer(folder: Path, trust_remote_code: bool = False, base: Path | None = None) -> PreTrainedTokenizerBase:
     """A checkpoint's tokenizer, from its folder, the one above or the base model's. Equal files give the same object.
 
-    Raises:
-        CheckpointUnusable: if there is none, or it cannot be loaded.
-        UserError: if it needs code of its own that is not trusted.
+    It is a CheckpointUnusable if there is none that can be loaded, and a UserError if it needs code that is not
+    trusted.
     """
     holder = tokenizer_folder(folder, base)
     digest = hashlib.sha256(repr((str(holder), trust_remote_code) if trust_remote_code else "").encode())
@@ -62,9 +61,8 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False, base: Path | N
 
 
 class PlainTokenizer:
-    """A tokenizer.json without transformers, to check prompts by: its tokens are those that a run uses.
-
-    Special tokens are known as far as the files beside it say them.
+    """A tokenizer.json without transformers, to check prompts by: its tokens are those that a run uses, and special
+    tokens are known as far as the files beside it say them.
     """
 
     def __init__(self, holder: Path) -> None:
@@ -112,9 +110,8 @@ def plain_tokenizer(folder: Path) -> Any:
 
 
 class WordTokenizer:
-    """Stands for an English byte-level tokenizer that is not here, to count tokens by: a word is a token.
-
-    Numbers are cut into pairs of digits, as Pythia's tokenizer cuts years.
+    """Stands for an English byte-level tokenizer that is not here, to count tokens by: a word is a token, and numbers
+    are cut into pairs of digits, as Pythia's tokenizer cuts years.
     """
 
     name_or_path = "words"

@@ -44,12 +44,10 @@ TRAINING_FOLDERS: dict[str, list[dict[str, Any]]] = tomllib.loads(
 
 @dataclass(frozen=True)
 class CheckpointFiles:
-    """A checkpoint's files on disk.
+    """A checkpoint's files on disk, in `save_pretrained` format.
 
-    Attributes:
-        folder: where they are, in `save_pretrained` format.
-        origin: `repository, revision, commit`; a local family has no commit, but a `fingerprint`.
-        hashes: SHA-256 of each weight file; hashes them, or returns the known ones.
+    `origin` says `repository, revision, commit`; a local family has no commit, but a `fingerprint`. `hashes` is called
+    for the SHA-256 of each weight file: it hashes them, or returns the known ones.
     """
 
     folder: Path
@@ -130,15 +128,11 @@ def read_files(
     where: Callable[[str], torch.device] | None = None,
     dtype: torch.dtype | None = None,
 ) -> dict[str, Tensor]:
-    """All tensors in a folder's weight files by their plain names, copied into memory.
+    """All tensors in a folder's weight files by their plain names, copied into memory; a CheckpointUnusable if that
+    fails.
 
-    Args:
-        stop: ends the reading early once it is set; then some tensors are missing.
-        where: the device of each, by its plain name; None leaves all on the CPU.
-        dtype: their number format; None leaves that of the files.
-
-    Raises:
-        CheckpointUnusable: if the weights cannot be read.
+    `stop`, once it is set, ends the reading early; then some tensors are missing. `where` is the device of each, by its
+    plain name (None: the CPU), and `dtype` the number format (None: the files').
     """
     import torch
 
@@ -176,9 +170,8 @@ def _add(state: dict[str, Tensor], found: Mapping[str, Tensor], path: Path) -> N
 
 
 def read_some(folder: Path, choose: Callable[[list[str]], list[str]]) -> dict[str, Tensor]:
-    """A few tensors of a checkpoint: those that `choose` picks from the plain names of all matrices.
-
-    Of safetensors, only these are read. Errors are those of `read_files`.
+    """A few tensors of a checkpoint: those that `choose` picks from the plain names of all matrices. Of safetensors,
+    only these are read. Errors are those of `read_files`.
     """
     files = weight_files(folder)
     if files[0].suffix != ".safetensors":

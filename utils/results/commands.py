@@ -105,10 +105,8 @@ def how_to_make(
 
 
 def how_to_compare(root: Path, **keys: Any) -> str:
-    """The command that compares the circuits of a folder, with the settings of the comparison that is there.
-
-    Args:
-        keys: settings that it must have. The comparison that is there is replaced.
+    """The command that compares the circuits of a folder, with the settings of the comparison that is there; with
+    `keys`, settings that it must have, that comparison is replaced.
     """
     given: dict[str, Any] = {}
     with contextlib.suppress(UserError):
@@ -132,11 +130,8 @@ def command(
 ) -> str | None:
     """The shortest command line that runs a kind's script with a config; None if a key is missing that it needs.
 
-    Args:
-        wanted: the config's keys: those of a run of the same script, or of another one for the same model.
-        root: the results folder.
-        same_script: of another script's keys only those count that all share, where the config file does not set them.
-        further: keys to set besides.
+    `wanted` are the config's keys: those of a run of the same script, or of another one for the same model, of which
+    only those count that all share, where the config file does not set them. `further` are set besides.
     """
     schema = importlib.import_module(f"circuits_over_time.{kind.script.removesuffix('.py')}").ANALYSIS.schema
     names = set(schema.model_fields)
@@ -185,10 +180,8 @@ def _block(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
 def _further(
     schema: type[pydantic.BaseModel], data: Mapping[str, Any], path: Path | None, keys: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The keys, by their flat names, that a config file or the defaults do not give.
-
-    Raises:
-        UserError: if the file is no config of the script, or a key is missing.
+    """The keys, by their flat names, that a config file or the defaults do not give; a UserError if the file is no
+    config of the script, or a key is missing.
     """
     from ..config.explain import checked
 

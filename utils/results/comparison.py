@@ -68,10 +68,8 @@ class ComparisonFolder:
         return table
 
     def matches_of(self, model: str) -> dict[tuple[str, str], dict[tuple[int, int], tuple[int, int]]]:
-        """Heads (layer, number) of other models -> those of a model, by (other model, signature).
-
-        Raises:
-            UserError: if `matches` is missing or damaged.
+        """Heads (layer, number) of other models -> those of a model, by (other model, signature); errors as of
+        `read`.
         """
         found = dict[tuple[str, str], dict[tuple[int, int], tuple[int, int]]]()
         for key, rows in self.read("matches").groupby(["model", "other_model", "signature"], sort=False):

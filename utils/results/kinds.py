@@ -21,18 +21,17 @@ class ResultSchema:
 
     Attributes:
         name: its folder, `results/<name>/...`.
-        columns: the columns of its tables after `model, step, tokens`: name -> meaning.
+        columns: those of its tables after `model, step, tokens`: name -> meaning.
         script: the root script that writes it.
         config: how the names of that script's configs start; empty if they start with the task's name.
         companions: further files next to a checkpoint's table: suffix -> meaning.
-        summaries: tables about all checkpoints of a model: file name without its ending -> column (after `model`) ->
+        summaries: tables about all checkpoints of a model: file name without ending -> column (after `model`) ->
             meaning.
         added: columns that tables of earlier versions lack: they are read as empty.
         optional: the last columns, which only some tables have.
         texts: the columns that hold text; all others hold numbers, or true and false. None if nobody says.
         may_be_empty: of `layer` and `head`, those that are empty in rows that are not about a head.
-        never_empty: whether a table has at least one row.
-        one_row: whether it has at most one.
+        never_empty, one_row: whether a table has at least one row, and at most one.
         version: of the definitions of its numbers. Raise it by one when a change to the code moves them, or adds to
             them: results of another version are then refused.
     """
@@ -79,15 +78,10 @@ CONTROLS = KINDS["controls"]
 PROMPT_GROUPS = KINDS["prompt_groups"]
 HYPOTHESIS_TESTS = KINDS["hypothesis_tests"]
 TRANSFER = KINDS["transfer"]
-COMPONENTS = KINDS["components"]
-SUCCESSOR = KINDS["successor"]
-CSPA = KINDS["cspa"]
 IOI_CONSISTENCY = KINDS["ioi_consistency"]
 IOI_CONSISTENCY_HEADS = KINDS["ioi_consistency_heads"]
 IOI_CONSISTENCY_SIGNALS = KINDS["ioi_consistency_signals"]
 IOI_BACKUP = KINDS["ioi_backup"]
-TASK_PERFORMANCE = KINDS["task_performance"]
-(CHECKS,) = WITHOUT_STEPS
 
 
 def find_kind(kind: str | ResultSchema) -> ResultSchema:

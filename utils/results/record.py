@@ -46,11 +46,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EncodedResults:
-    """The files of one measurement of a checkpoint, ready to be written.
-
-    Attributes:
-        inputs: of the prompts and texts that were measured on, as in run.json.
-        files: for each results folder of the analysis, suffix -> bytes.
+    """The files of one measurement of a checkpoint, ready to be written: for each results folder of the analysis,
+    suffix -> bytes. `inputs` are of the prompts and texts that were measured on, as in run.json.
     """
 
     step: int
@@ -67,8 +64,10 @@ def write_results(folders: Sequence[ResultsFolder], found: Sequence[EncodedResul
     equal: dict[int, set[int]] = {}
     for place, folder in enumerate(folders):
         record = RunRecord(folder)
+        held = folder.read_run().get("inputs", {})
         for one in found:
-            record.require_inputs(one.inputs)
+            if changed := [key for key in one.inputs if held.get(key) != one.inputs[key]]:
+                raise UserError(f"{changed[0]}: its file was edited while this run was measuring; {WAY_OUT}")
         added = record.add({one.step: (one.provenance, one.files[place]) for one in found})
         for step, others in added.items():
             equal.setdefault(step, set()).update(others)
@@ -118,9 +117,8 @@ class RunRecord:
         self.path = folder.path / "run.json"
 
     def check(self, analysis: str, config: BaseConfig, family: Family) -> None:
-        """Refuse to mix results of two configs, of two models' weights, or of two versions of a file, in one folder.
-
-        The UserError names what the folder holds and what this run asks for.
+        """Refuse, with a UserError, to mix results of two configs, two models' weights, or two versions of a file in
+        one folder.
         """
         if not self.folder.steps():
             return
@@ -157,12 +155,6 @@ class RunRecord:
                     return f"results of step {step} with another {path} than there is now (its SHA-256 has changed)"
         return ""
 
-    def require_inputs(self, inputs: Mapping[str, str]) -> None:
-        """Refuse results that were measured on other files than the folder's; the files are as in run.json."""
-        held = self.folder.read_run().get("inputs", {})
-        if changed := [key for key in inputs if held.get(key) != inputs[key]]:
-            raise UserError(f"{changed[0]}: its file was edited while this run was measuring; {WAY_OUT}")
-
     def begin(
         self,
         analysis: str,
@@ -175,8 +167,8 @@ class RunRecord:
         """Record what this run was asked for. With `overwrite` or `repair`, delete the results that it replaces.
 
         `overwrite` deletes the results of `steps`, which this run will measure, or all in the folder if they come from
-        another config, other weights or other files. A later run without `overwrite` goes on where this one stops.
-        `repair` deletes those that are damaged, or all in the folder if run.json is.
+        another config, other weights or other files; a later run without it goes on where this one stops. `repair`
+        deletes those that are damaged, or all in the folder if run.json is.
 
         `enter` lets other processes know that this one writes into the folder from now on; `others` are those that do.
         It is a UserError if there are some, and this run has other settings or overwrites.
@@ -265,13 +257,9 @@ class RunRecord:
     def add(self, found: Mapping[int, tuple[dict[str, Any], Mapping[str, bytes]]]) -> dict[int, list[int]]:
         """Record where checkpoints' weights come from, before their results are written.
 
-        The folder is left to be synchronised with the results, which are written there next.
-
-        Args:
-            found: step -> the provenance of its weights, and what is going to be written: suffix -> bytes. The hashes
-                of these bytes are recorded.
-
-        Returns step -> the other recorded steps with the same weights.
+        `found` is step -> the provenance of its weights, and what is going to be written, suffix -> bytes, whose hashes
+        are recorded. The folder is left to be synchronised with the results. Returns step -> the other recorded steps
+        with the same weights.
         """
         hashes = {name: sha for step, (_, files) in found.items() for name, sha in self._hashes(step, files).items()}
         own = {"checkpoints": {str(step): provenance for step, (provenance, _) in found.items()}, "files": hashes}
@@ -415,12 +403,10 @@ def shown(value: Any) -> str:
 def other_weights(held: Mapping[str, Any], family: Family, written: Mapping[int, float]) -> str:
     """How the weights of a family differ from those behind results; empty if it may add to them.
 
-    A hub revision whose commit is the recorded one is known to be equal; otherwise the hashes that the hub lists are
-    compared, and where it lists none, the repository's name counts. Of a local family, weights are hashed whose samples
-    have changed or whose files are newer than the result, and those of the last measured step in any case.
-
-    Args:
-        written: finished step -> when its result was written, in seconds since 1970.
+    `written` is finished step -> when its result was written, in seconds since 1970. A hub revision whose commit is the
+    recorded one is known to be equal; otherwise the hub's hashes are compared, and where it lists none, the
+    repository's name counts. Of a local family, weights are hashed whose samples have changed or whose files are newer
+    than the result, and those of the last measured step in any case.
     """
     recorded = {step: held["checkpoints"][str(step)] for step in sorted(written) if str(step) in held["checkpoints"]}
     here = {step: weights for step, weights in recorded.items() if step in family.steps}
@@ -472,9 +458,8 @@ def _changed_on_disk(
 
 
 def recorded_parameters(store: Store, model: str) -> int | None:
-    """Number of parameters that the runs of a model recorded with its checkpoints; None where none did.
-
-    It is a UserError if they differ.
+    """Parameters that the runs of a model recorded with its checkpoints; None where none did, a UserError if they
+    differ.
     """
     counts = set()
     for kind in KINDS:

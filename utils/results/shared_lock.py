@@ -33,8 +33,8 @@ def folder_lock(folder: Path, timeout: float = -1) -> contextlib.AbstractContext
 def hand_in(folder: Path, entries: Entries, take_in: TakeIn) -> dict[str, Any] | None:
     """Have entries, as JSON has them, written by this process or by the one that has the folder's lock.
 
-    `take_in` writes the entries of several processes, under the lock. Returns what it returned; None if another
-    process has written the entries.
+    `take_in` writes the entries of several processes, under the lock. Returns what it returned; None if another process
+    has written them.
     """
     note = None
     try:

@@ -51,12 +51,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Result:
-    """What an analysis found in one checkpoint, for one kind of result.
-
-    Attributes:
-        table: has the kind's columns; the store adds `model, step, tokens`.
-        tensors: go into a .pt file next to the table.
-        json: goes into a .json file next to the table.
+    """What an analysis found in one checkpoint, for one kind of result: a table with the kind's columns, to which the
+    store adds `model, step, tokens`; and tensors and json, which go into a .pt and a .json file next to it.
     """
 
     table: pd.DataFrame
@@ -68,7 +64,7 @@ class Result:
 class ResultsFolder:
     """One kind of result for one model, and for one task if the kind has tasks.
 
-    `model` and `task` are the names of its folders. Raises a UserError if one would leave its place.
+    `model` and `task` are the names of its folders; it is a UserError if one would leave its place.
     """
 
     root: Path
@@ -77,20 +73,16 @@ class ResultsFolder:
     task: str | None = None
 
     def __post_init__(self) -> None:
-        for part in self._names():
-            if not _NAME.fullmatch(part):
-                what = "model" if part == self.model else "task"
+        for what, part in (("model", self.model), ("task", self.task)):
+            if part is not None and not _NAME.fullmatch(part):
                 raise UserError(
                     f"{what}: '{part}' cannot name a results folder; rename it, without a dot first and without slashes"
                 )
 
-    def _names(self) -> list[str]:
-        return [self.model] if self.task is None else [self.model, self.task]
-
     @property
     def path(self) -> Path:
         """`results/<kind>/<model>[/<task>]`."""
-        return self.root.joinpath(self.kind.name, *self._names())
+        return self.root.joinpath(self.kind.name, self.model, *([] if self.task is None else [self.task]))
 
     def file(self, step: int, suffix: str = ".csv") -> Path:
         """One of a checkpoint's files."""
@@ -109,9 +101,8 @@ class ResultsFolder:
         return how_to_make(self.root, self.kind, self.model, self.task, **keys)
 
     def encode(self, step: int, result: Result, tokens: int | None) -> dict[str, bytes]:
-        """A checkpoint's files as they will be written: suffix -> bytes, the table last.
-
-        It is a ValueError unless the result is as its kind says.
+        """A checkpoint's files as they will be written: suffix -> bytes, the table last; a ValueError unless they are
+        as the kind says.
         """
         files: dict[str, bytes] = {}
         if result.tensors is not None:
@@ -139,9 +130,8 @@ class ResultsFolder:
     def read_table(self, step: int) -> pd.DataFrame:
         """A checkpoint's table as it was written. An empty cell is a missing value; text like `NA` stays text.
 
-        Raises:
-            UserError: if it is missing, naming the command that makes it.
-            Damaged: if it, or a file that was written with it, is not as it was written (`checked.py`).
+        A UserError names the command if it is missing; it is `Damaged` if it, or a file written with it, is not as it
+        was written.
         """
         for suffix in self._written(step):
             self._require(self.file(step, suffix))
@@ -182,9 +172,8 @@ class ResultsFolder:
         return list(found.values())
 
     def write_summary(self, name: str, table: pd.DataFrame) -> Path:
-        """Write a table about all steps of the folder as `<folder>/<name>.csv`, with `model` as its first column.
-
-        It is a ValueError unless it is a summary of the kind, with the kind's columns for it in the same order.
+        """Write a table about all steps as `<folder>/<name>.csv`, with `model` as its first column; a ValueError for
+        other columns than the kind's.
         """
         columns = self.kind.summaries.get(name)
         if columns is None or list(table.columns) != list(columns):
@@ -283,8 +272,7 @@ class ResultsFolder:
 class Store:
     """All results in a folder, which need not exist: then it holds none.
 
-    Attributes:
-        left_out: what `read_tables` left out because it is damaged, and how to mend it; one line for each folder.
+    `left_out` says what `read_tables` left out because it is damaged, and how to mend it, in one line for each folder.
     """
 
     def __init__(self, results_dir: Path | str) -> None:
@@ -317,9 +305,7 @@ class Store:
             levels: Iterable[str | None] = [task] if task is not None else [*self.tasks(kind, name), None]
             for level in levels:
                 folder = self.folder(kind, name, level)
-                found, damaged = self._sorted_out(folder, ResultsFolder.read_table)
-                left_out += damaged.values()
-                for frame in found.values():
+                for frame in self.sound(folder, ResultsFolder.read_table, left_out).values():
                     if level is not None:
                         frame.insert(1, "task", level)
                     frames.append(frame)
@@ -332,14 +318,10 @@ class Store:
         # A step without rows has no types, and would leave every column without one.
         return pd.concat(frames, ignore_index=True).infer_objects()
 
-    def sound(self, folder: ResultsFolder, read: Callable[[ResultsFolder, int], Content]) -> dict[int, Content]:
-        """What `read` finds at each finished step of a folder. Steps with damaged files are left out, and told."""
-        return self._sorted_out(folder, read)[0]
-
-    def _sorted_out(
-        self, folder: ResultsFolder, read: Callable[[ResultsFolder, int], Content]
-    ) -> tuple[dict[int, Content], dict[int, Damaged]]:
-        """What `read` finds, and what is wrong with the steps left out, which are told."""
+    def sound(
+        self, folder: ResultsFolder, read: Callable[[ResultsFolder, int], Content], lost: list[Damaged] | None = None
+    ) -> dict[int, Content]:
+        """What `read` finds at each finished step of a folder. Those with damaged files are told, and in `lost`."""
         found, damaged = dict[int, Content](), dict[int, Damaged]()
         for step in folder.steps():
             try:
@@ -358,7 +340,9 @@ class Store:
             if line not in self.left_out:
                 self.left_out.append(line)
                 log.warning("%s", line)
-        return found, damaged
+        if lost is not None:
+            lost += damaged.values()
+        return found
 
 
 def _decode_table(data: bytes) -> pd.DataFrame:

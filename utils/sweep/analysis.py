@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Lazy:
-    """A function of this project that is imported when it is first called: `Lazy("utils.heads.cspa.measure")`.
-
-    So a script answers `--help`, a wrong key or `--dry-run` before torch and transformers are imported.
+    """A function of this project that is imported when it is first called: `Lazy("utils.heads.cspa.measure")`. So a
+    script answers `--help`, a wrong key or `--dry-run` before torch and transformers are imported.
     """
 
     path: str
@@ -47,20 +46,18 @@ class Analysis:
     Attributes:
         name: the script's name without `.py`.
         kinds: every kind of result that `measure` returns.
-        prepare: (config, tokenizer, shape) -> inputs: everything that does not depend on the weights. Raises UserError
-            on bad input. The runner calls it before it loads a model's first checkpoint, and again only if a later
-            checkpoint has another tokenizer or shape.
+        prepare: (config, tokenizer, shape) -> inputs: all that does not depend on the weights; a UserError on bad
+            input. It is called before a model's first checkpoint, and again where a later one has another tokenizer or
+            shape.
         measure: (checkpoint, config, inputs, task) -> {name of a kind: result}.
         tasks: config -> the tasks to measure one by one; None if scores have no task.
         finish: (config, store, model's name) -> None. Runs at the end, even if nothing was left to measure.
-        reads: kinds of results that `measure` takes from the store if they are there. In a suite, the analyses that
-            write them come first.
-        then: other analyses with the same config, which need the results of all checkpoints. Their walks, after this
-            one, load each of them once more. They have no tasks where the config does not ask for them.
-        check: (config, store, model's name, steps) -> None. Raises UserError, before any checkpoint is loaded, on what
-            the steps asked for cannot give.
-        outdated: (config, store, model's name) -> the (task, step) whose results lack something that the config asks
-            for by now. They are measured again.
+        reads: kinds that `measure` takes from the store if they are there. In a suite, what writes them comes first.
+        then: other analyses with the same config, which need the results of all checkpoints: a later walk for each, if
+            it has tasks.
+        check: (config, store, model's name, steps) -> None, before any checkpoint is loaded; a UserError on what these
+            steps cannot give.
+        outdated: (config, store, model's name) -> the (task, step) to measure again, as they lack something by now.
         inputs: (config, tokenizer, shape) -> the prompts that `prepare` will tokenise, and how much is done with them,
             without torch. Raises what `prepare` raises. A dry run checks them, and estimates the time.
     """

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import takewhile
+from operator import eq
 from typing import Any
 
 from circuits_over_time.edge_attribution_patching.choices import EXACT_AT_ONCE, MOST_PARTS, USUAL_STEPS
@@ -32,20 +34,17 @@ def on_cards(
     config: Any, shape: PlainShape, parameters: int, clean: Sequence[Sequence[int]], corrupted: Sequence[Sequence[int]]
 ) -> tuple[int, str]:
     """The predicted peak on each of `CARDS`, and how many pairs go in a batch there; with `device_map` on as many cards
-    as it takes.
+    as it takes. Before it come the bytes of a step of one pair, so that the largest of several tasks can be told.
 
-    Before it come the bytes of a step of one pair, so that the largest of several tasks can be told.
-
-    Args:
-        config: with `MemoryKeys`.
-        clean, corrupted: the tokens of the pairs.
+    `config` has `MemoryKeys`; `clean` and `corrupted` are the tokens of the pairs.
     """
     if shape.architecture not in ARCHITECTURES or min(shape.n_layers, shape.n_heads, shape.d_model, shape.d_vocab) < 1:
         return 0, ""
     number, lengths = BYTES[config.dtype], [len(row) for row in clean]
     shared = [0] * len(lengths)
     if getattr(config, "ablation", "patching") == "patching":
-        shared = [_shared(*rows) for rows in zip(clean, corrupted, strict=True)]
+        # Tokens that the two have in common before they differ.
+        shared = [sum(takewhile(bool, map(eq, *rows))) for rows in zip(clean, corrupted, strict=True)]
     pairs = sorted(((length - same, length) for same, length in zip(shared, lengths, strict=True)), reverse=True)
     if getattr(config, "evaluate_on", "same") == "heldout":  # Scores take one half, and circuits the other.
         pairs = pairs[: (len(pairs) + 1) // 2]
@@ -117,8 +116,3 @@ def scoring_peak(memory: Memory, method: str, steps: int | str) -> int:
     most = MOST_PARTS // 2 if steps == "auto" else int(steps)
     passes = {"eap": 1, "relp": 1, "clean_corrupted": 2, "eap_ig_activations": most * (2 * sizes.n_layers + 1)}
     return memory.attribution(passes.get(method, most))
-
-
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two prompts have in common before they differ."""
-    return next(place for place, (here, there) in enumerate(zip(one, other, strict=True)) if here != there)

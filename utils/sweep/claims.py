@@ -45,11 +45,9 @@ BEAT, STALE, CHECK = 10.0, 120.0, 1.0
 class Owner:
     """Who made a claim.
 
-    Attributes:
-        machine: the machine since it was last started, and the processes that are visible there. Process ids can only
-            be compared where this is equal.
-        started: when the process started, in the kernel's count; tells it from a later one with the same id.
-        token: unlike that of every other `Claims`.
+    `machine` is the machine since it was last started, and the processes visible there: process ids can only be
+    compared where it is equal. `started` is when the process started, in the kernel's count, and tells it from a later
+    one with the same id. `token` is unlike that of every other `Claims`.
     """
 
     host: str
@@ -69,10 +67,8 @@ class Owner:
 
 
 class Claims:
-    """The claims of this process on one results folder.
-
-    Args:
-        beat, stale: seconds between two heartbeats, and without one until a claim is stale.
+    """The claims of this process on one results folder; a heartbeat every `beat` seconds, stale after `stale` without
+    one.
     """
 
     def __init__(self, root: Path, beat: float = BEAT, stale: float = STALE) -> None:
@@ -91,12 +87,11 @@ class Claims:
         return self
 
     def acquire(self, names: Sequence[str], *, unclaimed: bool = False) -> bool:
-        """Claim all of these, or none; returns whether they are now this process's.
+        """Claim all of these names (`<analysis>/<model>/step000010`), in the order that all processes keep, or none.
 
-        Args:
-            names: `<analysis>/<model>/step000010`. All processes name them in the same order.
-            unclaimed: they were just seen without a claim. One that is there now is so new that it cannot be stale, and
-                is not looked at: where many processes want the same, most of them learn at once that they are late.
+        Returns whether they are now this process's. `unclaimed`: they were just seen without a claim. One that is there
+        now is so new that it cannot be stale, and is not looked at: where many processes want the same, most learn at
+        once that they are late.
         """
         mine: list[str] = []
         for name in names:
@@ -125,9 +120,8 @@ class Claims:
                     path.unlink()
 
     def holders(self, prefix: str) -> dict[str, Owner | None]:
-        """The claims below `<analysis>/<model>` that are not this process's, without a look at their heartbeats.
-
-        Returns name -> who holds it; None if the claim is known to be stale, or cannot be read.
+        """The claims of others below `<analysis>/<model>`, without a look at their heartbeats: name -> who holds it.
+        None if the claim is known to be stale, or cannot be read.
         """
         found: dict[str, Owner | None] = {}
         now = time.monotonic()
@@ -161,7 +155,8 @@ class Claims:
         """The other processes with live claims below `<analysis>/<model>`."""
         found: dict[Owner, None] = {}
         now = self._now(self.folder / prefix)
-        for path in _files(self.folder / prefix):
+        _, _, names = next(os.walk(self.folder / prefix), ("", [], []))  # None where another process is tidying up.
+        for path in [self.folder / prefix / name for name in names if not name.startswith(".")]:
             owner = _read(path)
             if owner is not None and owner != self.owner and not self._is_stale(path, owner, now):
                 found[owner] = None
@@ -176,7 +171,7 @@ class Claims:
         if not self.folder.is_dir():
             return
         now = self._now(self.folder)
-        for path in _files(self.folder, hidden=True):
+        for path in [Path(where, name) for where, _, names in os.walk(self.folder) for name in names]:
             with contextlib.suppress(OSError):
                 owner = _read(path)
                 if path.name.startswith(".") and not (owner is None or owner.is_gone()):
@@ -281,16 +276,6 @@ def _read(path: Path) -> Owner | None:
         return None
 
 
-def _files(folder: Path, *, hidden: bool = False) -> list[Path]:
-    """The claims in a folder; with `hidden` every file in it and below."""
-    try:
-        if not hidden:
-            return [folder / name for name in os.listdir(folder) if not name.startswith(".")]
-        return [Path(where, name) for where, _, names in os.walk(folder) for name in names]
-    except OSError:  # Another process is tidying up.
-        return []
-
-
 @functools.cache
 def _machine() -> str:
     parts = [socket.gethostname()]
@@ -333,9 +318,8 @@ class ClaimedCheckpoint:
 class WorkQueue:
     """One model's unfinished checkpoints, as this process and others take them one by one.
 
-    Attributes:
-        left: the steps that this process neither took nor saw finished.
-        elsewhere: how many measurements other processes have made since the run was planned.
+    `left` are the steps that this process neither took nor saw finished, `elsewhere` counts what others measured
+    meanwhile.
     """
 
     def __init__(self, sweep: Sweep, steps: list[int], claims: Claims) -> None:
@@ -359,10 +343,8 @@ class WorkQueue:
     def take(self, holders: Holders, *, ahead: bool = False, leave: int = 0) -> ClaimedCheckpoint | None:
         """Claim the first step that can be had; None if nothing is left, or others have claimed all that is.
 
-        Args:
-            holders: what `holders` returned just now.
-            ahead: for later, while this process measures another. Claims of others are left alone then.
-            leave: claim none unless more than so many steps are free.
+        `holders` is what `holders` returned just now. `ahead`: for later, while this process measures another; then
+        claims of others are left alone. With `leave`, none is claimed unless more than so many steps are free.
         """
         if leave:
             self._drop_finished()

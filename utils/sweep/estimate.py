@@ -29,10 +29,9 @@ from .plan import Job, Sweep
 class Needed(NamedTuple):
     """What measurements take as far as it is known without torch.
 
-    Attributes:
-        operations: about how many each measurement of a job and a task takes, where that is known: in a forward pass
-            two for each token and each parameter outside the embeddings.
-        cards: in words, whether the model and a batch fit on usual GPUs; empty where that is not known.
+    `operations` of a job and a task are about how many each measurement takes, where that is known: in a forward pass
+    two for each token and each parameter outside the embeddings. `cards` says whether the model and a batch fit on
+    usual GPUs; it is empty where that is not known.
     """
 
     operations: Mapping[tuple[Job, str | None], float] = {}
@@ -41,13 +40,13 @@ class Needed(NamedTuple):
 
 @dataclass(frozen=True)
 class Estimate:
-    """What measuring some checkpoints takes.
+    """What measuring some checkpoints takes, in bytes.
 
     Attributes:
-        disk: the most bytes of weights that will be on disk for these steps at once; 0 for a local family.
-        memory: the most bytes that weights will take in memory at once, while a checkpoint is loaded: a file of weights
-            and a model in the number format asked for, twice if that is not the file's. On a GPU, the model is there
-            and the file in CPU memory. None if no config is at hand.
+        disk: the most weights that will be on disk for these steps at once; 0 for a local family.
+        memory: the most that weights will take in memory at once, while a checkpoint is loaded: a file of weights and a
+            model in the format asked for, twice if that is not the file's. On a GPU, the model is there and the file in
+            CPU memory. None if no config is at hand.
         unknown: steps whose sizes are not known.
         from_shape: whether sizes follow from the model's shape, because the hub did not answer.
     """
@@ -149,9 +148,6 @@ def refuse_unfit(sweep: Sweep) -> Needed:
     """Refuse what the run will refuse before it loads weights: a device that is not there, input that does not fit.
 
     Input is checked by the files of the tokenizer and the config alone, without torch and transformers.
-
-    Raises:
-        UserError: as the run would.
     """
     config = sweep.jobs[0].config
     if sweep.missing and config.executor == "local" and config.device not in ("auto", "cpu"):

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from ..models.checkpoint import LoadedCheckpoint
     from ..results.store import Result
-    from .pool import Pool
+    from .worker import Pool
 
 SHORTEST, LONGEST = 0.05, 1.0
 """Seconds between two looks at what other processes measure. The longer it takes them, the less often it is looked."""
@@ -78,8 +78,8 @@ class SweepLoop:
     def run(self) -> int:
         """Measure this process's share of every model, and wait for others only once there is nothing left to take.
 
-        Returns the exit code: 0, or 1 if checkpoints had to be left out. Raises a UserError on bad input, when what was
-        measured before is saved.
+        Returns the exit code: 0, or 1 if checkpoints had to be left out. Bad input is a UserError; what was measured
+        before is saved.
         """
         running, done = list[ClaimedCheckpoint](), list[ClaimedCheckpoint]()
         trouble: UserError | None = None
@@ -145,9 +145,8 @@ class SweepLoop:
     def _claim(self, *, ahead: bool) -> ClaimedCheckpoint | None:
         """Claim the next checkpoint that can be had, of the first model that has one. Opens models as they are needed.
 
-        Args:
-            ahead: for later, while another is measured. Then as many of the last steps are left as other processes have
-                none ahead: none is kept waiting while another has nothing to do.
+        `ahead`: for later, while another is measured. Then as many of the last steps are left as other processes have
+        none ahead: none is kept waiting while another has nothing to do.
         """
         queues = [queue for queue in self._queues if queue.left]
         holders = [queue.holders() for queue in queues]

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from ..base.errors import UserError
 from ..config.keys import BaseConfig, errors_named, for_model
 from ..config.schedules import select_steps
-from ..integrity.duplicates import steps_to_leave_out
 from ..models.family import Family, family_of
 from ..results.checked import DamagedRecord
 from ..results.record import RunRecord, input_hashes
@@ -62,11 +61,6 @@ class Job:
         if self.analysis.outdated is None or self.config.overwrite:
             return set()
         return self.analysis.outdated(self.config, self.store, model)
-
-    def finish(self, model: str) -> None:
-        """Sum up the results of a model, if there are any."""
-        if self.analysis.finish is not None and any(folder.steps() for folder in self.folders(model)):
-            self.analysis.finish(self.config, self.store, model)
 
 
 @dataclass(frozen=True)
@@ -141,10 +135,8 @@ class Measurement:
 class Sweep:
     """One model's part of a run.
 
-    Attributes:
-        model: as the config names it.
-        asked: the jobs, with what depends on the model resolved (`prepend_bos: auto`), and the steps each asks for.
-        missing: step -> what is missing there, in order; only the unfinished steps, sorted.
+    `model` is as the config names it. `asked` are the jobs, with what depends on the model resolved, and the steps each
+    asks for; `missing` is step -> what is missing there, in order, of the unfinished steps, sorted.
     """
 
     model: str
@@ -182,15 +174,11 @@ class Sweep:
 
 
 def plan(jobs: Sequence[Job], *, outdated: bool = True) -> list[Sweep]:
-    """Find out what each model still needs.
+    """Find out what each model still needs. The jobs agree in the keys that say which model and where results go.
 
-    Args:
-        jobs: at least one. They agree in the keys that say which model and where results go.
-        outdated: whether results that lack something by now (`Analysis.outdated`) count as missing.
-
-    Raises:
-        UserError: if a model, step or task does not exist, two models share a results folder, or a folder holds results
-            of another config or damaged ones.
+    With `outdated`, results that lack something by now (`Analysis.outdated`) count as missing. It is a UserError if a
+    model, step or task does not exist, two models share a results folder, or a folder holds results of another config
+    or damaged ones.
     """
     config = jobs[0].config
     for job in jobs:
@@ -243,14 +231,6 @@ def _missing(what: Measurement, steps: list[int], family: Family, outdated: set[
             raise UserError(f"{first.path}{more} damaged ({first.reason}); pass repair=true to measure again")
         again.update(step for step, _ in damaged)
     return [step for step in steps if step in again or not what.done(step)]
-
-
-def drop_duplicate_weights(sweep: Sweep) -> Sweep:
-    """A sweep without the checkpoints that `on_duplicate_weights` leaves out or refuses. Metadata tells which."""
-    if not sweep.missing:
-        return sweep
-    left_out = steps_to_leave_out(sweep.family, list(sweep.missing), sweep.jobs[0].config.on_duplicate_weights)
-    return replace(sweep, missing={step: left for step, left in sweep.missing.items() if step not in left_out})
 
 
 def describe(jobs: Sequence[Job], sweeps: Sequence[Sweep]) -> str:

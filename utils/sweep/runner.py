@@ -13,11 +13,12 @@ import yaml
 from ..base.background import threads
 from ..config.command_line import read_command_line, script
 from ..config.keys import BaseConfig
+from ..integrity.duplicates import steps_to_leave_out
 from ..models.family import fetch as fetch_steps
 from .analysis import Analysis, Lazy
 from .estimate import refuse_unfit
 from .loop import Failure, SweepLoop, report
-from .plan import Job, Sweep, describe, drop_duplicate_weights, plan, prepare
+from .plan import Job, Sweep, describe, plan, prepare
 from .ray_pool import RayPool
 from .slurm import run_array
 from .suite import SuiteConfig, jobs_of
@@ -58,15 +59,9 @@ def run_jobs(
 ) -> int:
     """Measure what is missing, with each checkpoint loaded once for all jobs; the progress bar says `name`.
 
-    Args:
-        dry_run: write to stdout what would be measured, and load nothing.
-        only_fetch: download what missing measurements need, and measure nothing.
-
-    Returns:
-        The exit code: 0, or 1 if checkpoints that are missing or damaged had to be left out.
-
-    Raises:
-        UserError: on bad input. What was measured before is saved.
+    `dry_run` writes to stdout what would be measured, and loads nothing; `only_fetch` downloads what is missing, and
+    measures nothing. Returns the exit code: 0, or 1 if checkpoints that are missing or damaged had to be left out. Bad
+    input is a UserError; what was measured before is saved.
     """
     sweeps = plan(jobs, outdated=not (dry_run or only_fetch))
     later = [Job(analysis, job.config) for job in jobs for analysis in job.analysis.then]
@@ -81,15 +76,18 @@ def run_jobs(
         return _fetch(sweeps, [sweep for job in later for sweep in plan([job], outdated=False)])
     else:
         executor = config.executor if any(sweep.missing for sweep in sweeps) else "local"
-        sweeps = [drop_duplicate_weights(sweep) for sweep in sweeps]
+        for sweep in sweeps:  # Metadata tells which checkpoints hold the weights of others.
+            steps = list(sweep.missing)
+            for step in steps_to_leave_out(sweep.family, steps, config.on_duplicate_weights) if steps else ():
+                del sweep.missing[step]
         if executor == "slurm":
             code = run_array(name, jobs, sweeps)
         else:
             with threads(config.cpus_per_checkpoint):
                 code = SweepLoop(name, sweeps, RayPool(config, jobs) if executor == "ray" else None).run()
-        for sweep in sweeps:
-            for job in sweep.jobs:
-                job.finish(sweep.family.name)
+        for job, model in [(job, sweep.family.name) for sweep in sweeps for job in sweep.jobs]:
+            if job.analysis.finish is not None and any(folder.steps() for folder in job.folders(model)):
+                job.analysis.finish(job.config, job.store, model)
     for job in later:
         code = max(code, run_jobs(job.analysis.name, [job], job.config, dry_run=dry_run, only_fetch=only_fetch))
     return code
@@ -98,9 +96,7 @@ def run_jobs(
 def _fetch(sweeps: Sequence[Sweep], later: Sequence[Sweep]) -> int:
     """Bring everything to disk that measuring needs: checkpoints, and the data sets of jobs.
 
-    Args:
-        later: second walks over the same models. What they lack depends on what is measured first, so all of their
-            checkpoints are fetched.
+    What the second walks (`later`) lack depends on what is measured first, so all of their checkpoints are fetched.
     """
     failures: list[Failure] = []
     for sweep in sweeps:

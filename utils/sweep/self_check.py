@@ -22,8 +22,8 @@ def disagreements(
 ) -> Iterator[str]:
     """In words, kind by kind: which rows are in one alone, how the ranks of numbers agree, and which verdicts differ.
 
-    Rows are matched by their texts and their head; a kind of many rows without either is left out. Of numbers the first
-    column of real ones counts, and of a graph the scores of all edges.
+    Rows are matched by texts and head; a kind of many rows without either is left out. Of numbers the first column of
+    real ones counts, and of a graph the scores of all edges.
     """
     for kind in kinds:
         ours, theirs = low[kind.name], exact[kind.name]

@@ -58,7 +58,16 @@ def jobs_of(config: SuiteConfig, where: str = "analyses") -> list[Job]:
             lines.append(str(error))
     if lines:
         raise UserError("\n".join(lines))
-    _refuse_shared_folders(jobs, where)
+    seen: set[Path] = set()
+    for job in jobs:
+        for folder in job.folders("model"):
+            if folder.path in seen:
+                what = f" of {folder.task}" if folder.task is not None else ""
+                raise UserError(
+                    f"{where}: two entries of {job.analysis.name}.py would write the same results{what}; join "
+                    "them, or run one of them with another results_dir"
+                )
+            seen.add(folder.path)
     return in_order(jobs)
 
 
@@ -66,15 +75,12 @@ def in_order(jobs: Sequence[Job]) -> list[Job]:
     """Jobs sorted so that each comes after those that write what it reads; otherwise in the order given."""
     left, ordered = list(jobs), []
     while left:
-        ready = (job for job in left if not any(_writes_for(other, job) for other in left if other is not job))
+        made = {job: [kind for other in left if other is not job for kind in other.analysis.kinds] for job in left}
+        ready = (job for job in left if not any(kind in made[job] for kind in job.analysis.reads))
         following = next(ready, left[0])
         left.remove(following)
         ordered.append(following)
     return ordered
-
-
-def _writes_for(writer: Job, reader: Job) -> bool:
-    return bool({kind.name for kind in writer.analysis.kinds} & {kind.name for kind in reader.analysis.reads})
 
 
 def find_analysis(script: str) -> Analysis:
@@ -109,16 +115,3 @@ def _job(suite: SuiteConfig, entry: Block, where: str) -> Job:
     of_file = {name: value for name, value in base.items() if name not in shared}
     data = of_file | of_suite | own
     return Job(analysis, checked(analysis.schema, data, Path(where)), where)
-
-
-def _refuse_shared_folders(jobs: Sequence[Job], where: str) -> None:
-    seen: set[Path] = set()
-    for job in jobs:
-        for folder in job.folders("model"):
-            if folder.path in seen:
-                what = f" of {folder.task}" if folder.task is not None else ""
-                raise UserError(
-                    f"{where}: two entries of {job.analysis.name}.py would write the same results{what}; join "
-                    "them, or run one of them with another results_dir"
-                )
-            seen.add(folder.path)

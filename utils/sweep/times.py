@@ -44,9 +44,7 @@ _OF_PRODUCTS = 0.5
 def needs(sweep: Sweep, needed: Needed, *, named: bool = False) -> str:
     """What is missing in a model needs, each line indented; nothing if there is nothing to measure.
 
-    Args:
-        needed: of the measurements, as `estimate.refuse_unfit` finds it.
-        named: whether to say which model it is, where there are others.
+    `needed` is what `estimate.refuse_unfit` finds; `named`: say which model it is, where there are others.
     """
     if not sweep.missing:
         return ""

@@ -11,9 +11,10 @@ import importlib
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ..base.errors import UserError
 from ..base.memory import release_memory
@@ -37,13 +38,40 @@ class WorkerSetup:
 
 
 @dataclass(frozen=True)
-class WorkItem:
-    """What to measure at one checkpoint.
+class PoolResult:
+    """What came back from a pool of a claimed checkpoint: what is missing there and its files, or why there are none.
 
-    Attributes:
-        model: as the config names it.
-        missing: numbers of the job and of its task.
-        found: files of the results folder that the jobs may read: path in it -> bytes.
+    `unusable` says why it could not be measured; `refused` is bad input, which ends the run. Both are one line.
+    """
+
+    of: ClaimedCheckpoint
+    measured: Sequence[tuple[Measurement, EncodedResults]] = ()
+    unusable: str = ""
+    refused: str = ""
+
+
+class Pool(Protocol):
+    """Workers somewhere else that load and measure; a context, which is left when all is measured.
+
+    `room` is how many claimed checkpoints they can have at once; `submit` hands one out; `wait` returns what has come
+    back, and waits a moment for the first.
+    """
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, *raised: Any) -> None: ...
+
+    def room(self) -> int: ...
+
+    def submit(self, claimed: ClaimedCheckpoint) -> None: ...
+
+    def wait(self) -> list[PoolResult]: ...
+
+
+@dataclass(frozen=True)
+class WorkItem:
+    """What to measure at one checkpoint: the model as the config names it, the numbers of each job and of its task, and
+    the files of the results folder that the jobs may read, path in it -> bytes.
     """
 
     model: str
