@@ -37,7 +37,10 @@ class CheckConfig(BaseConfig):
     def _pass_over_other_scripts_keys(cls, data: Any) -> Any:
         if not isinstance(data, dict) or data.keys() <= cls.model_fields.keys():
             return data
-        known = keys_of_all_scripts()
+        # Those of every script that reads a config; in blocks they are called as `eap.ig_steps`.
+        schemas: list[type[BaseModel]] = [SuiteConfig, ComparisonConfig, FamilyConfig]
+        schemas += [find_analysis(name).schema for name in {kind.script for kind in KINDS.values()}]
+        known = {key for schema in schemas for key, _ in all_keys(schema)}
         for key in set(data) & known - cls.model_fields.keys():
             inside = sorted(name for name in known if name.rpartition(".")[0] == key)
             for name in data[key] if inside and isinstance(data[key], dict) else ():
@@ -46,16 +49,8 @@ class CheckConfig(BaseConfig):
         return {key: value for key, value in data.items() if key in cls.model_fields or key not in known}
 
 
-def keys_of_all_scripts() -> set[str]:
-    """The keys of every script that reads a config, those in blocks as `eap.ig_steps`."""
-    schemas: list[type[BaseModel]] = [SuiteConfig, ComparisonConfig, FamilyConfig]
-    schemas += [find_analysis(name).schema for name in {kind.script for kind in KINDS.values()}]
-    return {key for schema in schemas for key, _ in all_keys(schema)}
-
-
 @script
 def main(argv: Sequence[str] | None = None) -> int:
-    """Read the config, check, and return the exit code."""
     deep = "also load a few tensors and compare consecutive steps"
     config, arguments = read_command_line("check_checkpoints.py", CheckConfig, argv, deep=deep)
     from circuits_over_time.utils.integrity.check import check_models  # Imports pandas.

@@ -181,7 +181,6 @@ def find_circuit(model: Model, task: Task, **keys: Any) -> MeasuredCircuit:
     """The smallest circuit that does a task faithfully enough, as get_circuits_over_time.py finds it.
 
     Args:
-        model, task: from `load` and `task`.
         keys: the script's keys, with its defaults (configs/README.md): `n_prompts=100` (of a table: all rows),
             `ig_steps=20`, `quadrature="left"`, `threshold=0.8`, `criterion="normalised"`, `order="greedy"`,
             `sizes=None`, `evaluate_on="heldout"`, `n_random=20`, `batch_size=32`, `seed=0`,
@@ -298,7 +297,6 @@ def path_effects(
     after them is recomputed, as in Wang et al. 2022 (arXiv 2211.00593).
 
     Args:
-        model, task: from `load` and `task`.
         senders: heads (`"a3.h1"`) and MLPs (`"m2"`), one at a time; by default all heads.
         receivers: `"logits"`, or heads with the input that they are entered by, the same for all: `["a5.h0<q>"]`.
         through_mlps: whether the change also takes the ways through the MLPs between sender and receivers, besides the
@@ -323,7 +321,6 @@ def logit_lens(model: Model, task: Task, nodes: str | Sequence[str], **keys: Any
     """What heads and MLPs write to the logits at the end of the clean prompts (logit lens, direct logit attribution).
 
     Args:
-        model, task: from `load` and `task`.
         nodes: heads (`"a3.h1"`), MLPs (`"m2"`) and `"input"`, the embedding.
         keys: `n_prompts=100`, `batch_size=32`, `seed=0`, `prepend_bos="auto"`, `ioi_corruption="swap"`.
 
@@ -345,7 +342,6 @@ def head_scores(model: Model, kind: str, **keys: Any) -> pd.DataFrame:
     """A score of every attention head.
 
     Args:
-        model: from `load`.
         kind: `induction`, `previous_token`, `duplicate_token` (attention in repeated random tokens), `copy`,
             `negative_copy`, `succession`, or `copy_suppression` (CSPA, also called `cspa`), which needs `corpus=`.
         keys: of the script that measures it: `n_sequences=`, `seq_len=`, `n_prompts=`, `head_scores="study"`,
@@ -375,15 +371,11 @@ class Attention(NamedTuple):
 
 @errors_of_python()
 def attention(model: Model, prompt: str, *, start_token: bool | None = None) -> Attention:
-    """The attention of every head in one prompt.
+    """The attention of every head in one prompt: `.tokens` and `.pattern`.
 
     Args:
-        model: from `load`.
         prompt: the text, neither empty nor longer than the model's context.
         start_token: whether to put a start token in front; by default if the model was trained with one.
-
-    Returns:
-        `.tokens` and `.pattern`.
 
     Example:
         tokens, pattern = cot.attention(model, "When Mary and John went to the store, John gave a drink to")
@@ -398,7 +390,6 @@ def logits(model: Model, prompts: str | Sequence[str], *, start_token: bool | No
     """The logits of the next token after each prompt, [prompt, vocabulary], float32.
 
     Args:
-        model: from `load`.
         prompts: their texts, none empty or longer than the model's context.
         start_token: as of `attention`.
 
@@ -415,7 +406,6 @@ def prompts(model: Model, task: Task, **keys: Any) -> Prompts:
     """The prompts of a task, as `path_effects`, `logit_lens` and `performance` use them with the same keys.
 
     Args:
-        model, task: from `load` and `task`.
         keys: `n_prompts=100`, `seed=0`, `prepend_bos="auto"`, `ioi_corruption="swap"`.
 
     Returns:
@@ -434,12 +424,10 @@ def prompts(model: Model, task: Task, **keys: Any) -> Prompts:
 def performance(model: Model, task: Task, **keys: Any) -> pd.DataFrame:
     """How well the whole model does a task: every metric on clean and on corrupted prompts.
 
-    Args:
-        model, task: from `load` and `task`.
-        keys: `n_prompts=100`, `batch_size=32`, `seed=0`, `prepend_bos="auto"`, `ioi_corruption="swap"`.
+    Its columns are `run, metric, value, se, n`.
 
-    Returns:
-        `run, metric, value, se, n`.
+    Args:
+        keys: `n_prompts=100`, `batch_size=32`, `seed=0`, `prepend_bos="auto"`, `ioi_corruption="swap"`.
 
     Example:
         cot.performance(model, cot.task("ioi"))

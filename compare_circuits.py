@@ -22,7 +22,6 @@ from circuits_over_time.utils.config.command_line import read_command_line, scri
 
 @script
 def main(argv: Sequence[str] | None = None) -> int:
-    """Read the config, compare, and return the exit code."""
     dry_run = "say what would be compared and how long it takes, write nothing"
     config, arguments = read_command_line("compare_circuits.py", ComparisonConfig, argv, dry_run=dry_run)
     from circuits_over_time.utils.comparison.run import compare  # Imports pandas and scipy.

@@ -19,7 +19,6 @@ from circuits_over_time.utils.toy.keys import FamilyConfig
 
 @script
 def main(argv: Sequence[str] | None = None) -> int:
-    """Read the config, train, and return the exit code."""
     config, _ = read_command_line("make_toy_checkpoints.py", FamilyConfig, argv)
     from circuits_over_time.utils.toy.family import train_family  # Imports torch.
 

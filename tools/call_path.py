@@ -73,7 +73,6 @@ def _is_own(code: CodeType) -> bool:
 
 
 def main() -> None:
-    """Print the counts."""
     parser = argparse.ArgumentParser(description="count what is called before the first product of gradients")
     parser.add_argument("-v", "--verbose", action="store_true", help="name the functions and the classes")
     verbose = parser.parse_args().verbose

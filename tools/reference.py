@@ -21,10 +21,11 @@ import pydantic
 from pydantic_core import PydanticUndefined
 
 from circuits_over_time.edge_attribution_patching.model.architecture_table import ARCHITECTURES
+from circuits_over_time.utils.base.errors import shortened
 from circuits_over_time.utils.base.progress import configure_logging
 from circuits_over_time.utils.comparison.keys import ComparisonConfig
-from circuits_over_time.utils.config.explain import blocks_in
-from circuits_over_time.utils.config.keys import BaseConfig, TaskConfig, is_execution
+from circuits_over_time.utils.config.explain import blocks_in, extra
+from circuits_over_time.utils.config.keys import BaseConfig, TaskConfig
 from circuits_over_time.utils.models.known_families import FAMILIES, Damage, FamilyRecord
 from circuits_over_time.utils.models.weight_files import TRAINING_FOLDERS
 from circuits_over_time.utils.results.comparison import COMPARISONS
@@ -51,11 +52,7 @@ NO_ANALYSIS: dict[str, Schema] = {
 
 
 def document(page: str) -> str:
-    """The page with its tables as the code has them.
-
-    Raises:
-        ValueError: if there is no table of a marker's name, or it has no end.
-    """
+    """The page with its tables as the code has them; a ValueError for a marker of no table, or without an end."""
 
     def rewrite(place: re.Match[str]) -> str:
         whole, marker, name, end = place[0], *place.groups()
@@ -92,7 +89,7 @@ def _rows(schema: Schema, values: pydantic.BaseModel | None = None, prefix: str 
         default, blocks = getattr(values, name, PydanticUndefined), blocks_in(info.annotation)
         meaning = info.description or (blocks[0].__doc__ if blocks else "") or ""
         shown = "" if isinstance(default, pydantic.BaseModel) else _shown(default)
-        yield f"`{prefix}{name}`", shown, meaning, "yes" if is_execution(info) else ""
+        yield f"`{prefix}{name}`", shown, meaning, "yes" if extra(info).get("execution") else ""
         for block in blocks:
             below = f"{prefix}{name}.{'NAME.' * isinstance(default, dict)}"
             yield from _rows(block, default if isinstance(default, block) else None, below)
@@ -144,7 +141,7 @@ def families() -> str:
     """The known families of checkpoints, and what is known to be wrong with them."""
     start = {True: "yes", False: "no", None: "not known"}
     rows = (
-        (_some(list(family.models)), start[family.prepend_bos], "<br>".join(_trouble(d, family) for d in family.damage))
+        (_some(family.models), start[family.prepend_bos], "<br>".join(_trouble(d, family) for d in family.damage))
         for family in FAMILIES
     )
     return table(("models", "trained with a start token", "known trouble"), rows)
@@ -182,7 +179,6 @@ def schema_of(script: str) -> Schema | None:
 
 
 def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """A Markdown table."""
     cells = [
         [" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in (head, ("---",) * len(head), *rows)
     ]
@@ -196,14 +192,13 @@ def _summary(path: Path) -> str:
 
 
 def _trouble(damage: Damage, family: FamilyRecord) -> str:
-    models = "every model" if len(damage.models) == len(family.models) > 1 else _some(list(damage.models))
+    models = "every model" if len(damage.models) == len(family.models) > 1 else _some(damage.models)
     steps = f", step{'s' * (len(damage.steps) > 1)} {' and '.join(map(str, damage.steps))}" if damage.steps else ""
     return f"{models}{steps}: {damage.problem} ({damage.source})"
 
 
-def _some(names: list[str], most: int = 5) -> str:
-    text = ", ".join(f"`{name}`" for name in names[:most])
-    return text if len(names) <= most else f"{text} and {len(names) - most} more"
+def _some(names: Iterable[str]) -> str:
+    return shortened([f"`{name}`" for name in names], 5)
 
 
 def _shown(default: Any) -> str:
@@ -215,7 +210,6 @@ def _shown(default: Any) -> str:
 
 
 def main() -> None:
-    """Write the pages anew."""
     configure_logging()
     for name in PAGES:
         before = (ROOT / name).read_text(encoding="utf-8")

@@ -19,10 +19,8 @@ from .tasks.performance import task_performance
 def prepare(
     config: PerformanceConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape
 ) -> dict[str, Prompts | UserError]:
-    """The prompts of every task, by its name; or why it has none, if only `all` names the task.
-
-    Raises:
-        UserError: if a task has no usable prompts under this tokenizer, or one is longer than the model's context.
+    """The prompts of every task, by its name; or why it has none, if only `all` names the task. For the others that is
+    raised.
     """
     prepared: dict[str, Prompts | UserError] = {}
     for task in tasks_of(config):

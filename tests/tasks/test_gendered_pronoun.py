@@ -3,8 +3,10 @@
 import pytest
 
 from circuits_over_time.utils.tasks import build_prompts, gendered_pronoun
-from circuits_over_time.utils.tasks.word_lists import FEMALE_NAMES, MALE_NAMES
+from circuits_over_time.utils.tasks.word_lists import NAMES_BY_GENDER
 from tests.support.task_tokenizers import TOKENIZERS, pythia, words
+
+MALE_NAMES, FEMALE_NAMES = NAMES_BY_GENDER["male"], NAMES_BY_GENDER["female"]
 
 
 def test_the_pronouns_are_pythias_344_and_703():

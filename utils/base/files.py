@@ -115,7 +115,6 @@ def writer_is_gone(temporary: Path) -> bool:
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process of this machine runs."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -132,7 +131,6 @@ def file_sha256(path: Path) -> str:
 
 
 def stamp_of(path: Path) -> Stamp:
-    """A file's stamp."""
     status = path.stat()
     return status.st_ino, status.st_size, status.st_mtime_ns
 

@@ -37,11 +37,9 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Time since the start."""
         return time.monotonic() - self._start
 
     def say(self, what: str) -> None:
-        """Show what is going on."""
         self._what = what
         self._bar.set_description_str(what)
 
@@ -65,7 +63,6 @@ class Progress:
         self._bar.refresh()
 
     def close(self) -> None:
-        """Leave the bar as it is."""
         self._bar.close()
 
 

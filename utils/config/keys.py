@@ -301,15 +301,11 @@ class BaseConfig(Section):
         return value
 
     @model_validator(mode="after")
-    def _maps_gpus(self) -> BaseConfig:
+    def _fits_device_and_executor(self) -> BaseConfig:
         if self.device_map is not None and self.device not in ("auto", "cuda"):
             raise ValueError(
                 f"device_map: has no effect with device={self.device}; pass device=cuda, or leave device_map out"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _fits_the_executor(self) -> BaseConfig:
         for name, field in type(self).model_fields.items():
             if extra(field).get("only_with", [""])[0] == "executor" and (why := self._unread(name, field)):
                 raise ValueError(f"{name}: has no effect {why}")
@@ -319,7 +315,6 @@ class BaseConfig(Section):
 
     @property
     def models(self) -> list[str]:
-        """`model` as a list."""
         return as_list(self.model)
 
 
@@ -488,7 +483,6 @@ class TaskConfig(PromptOptions, BaseConfig):
 
     @property
     def task_names(self) -> list[str]:
-        """`task` as a list."""
         return as_list(self.task)
 
     def name_in_results(self, task: str) -> str:
@@ -547,7 +541,7 @@ def load_config(schema: type[Schema], path: Path | None, overrides: list[str]) -
 def result_keys(config: pydantic.BaseModel, prefix: str = "") -> Iterator[tuple[str, FieldInfo, Any]]:
     """The keys that results depend on, all but the execution keys: flat name (`eap.ig_steps`), field and value."""
     for name, field in type(config).model_fields.items():
-        if not is_execution(field) or (name == "batch_size" and counts_batches(config)):
+        if not extra(field).get("execution") or (name == "batch_size" and counts_batches(config)):
             if isinstance(value := getattr(config, name), pydantic.BaseModel):
                 yield from result_keys(value, f"{prefix}{name}.")
             elif isinstance(value, dict) and blocks_in(field.annotation):
@@ -575,8 +569,3 @@ def files_read(config: pydantic.BaseModel) -> dict[str, Path]:
     """The files and folders that a config names and results depend on, by their flat keys (`cspa.corpus`)."""
     named = {name: Path(value) for name, key, value in result_keys(config) if extra(key).get("file") and value}
     return {name: path.expanduser() for name, path in named.items() if path.expanduser().exists()}
-
-
-def is_execution(field: FieldInfo) -> bool:
-    """Whether a key changes no result but by rounding."""
-    return bool(extra(field).get("execution"))

@@ -37,7 +37,6 @@ LISTING, MANIFEST = "revision.json", "download.json"
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a complete download, or None."""
     return read_json(folder / MANIFEST)
 
 

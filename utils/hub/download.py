@@ -76,7 +76,6 @@ class Listing:
 
     @property
     def bytes_of_weights(self) -> int:
-        """How large they are together."""
         return sum(self.files[name].size for name in self.weights)
 
     @property

@@ -42,7 +42,8 @@ def check_models(config: BaseConfig, *, deep: bool = False) -> int:
         sys.stdout.write(_report_text(report))
         wrong = wrong or bool(report.suspicious or report.missing)
         if deep:
-            changes, unusable = _deep(family, steps, config)
+            with bar(len(steps), f"{family.name}: comparing tensors") as progress:
+                changes, unusable = weight_changes(family, steps, config.keep_checkpoints, progress.update)
             sys.stdout.write(_changes_text(family, changes, unusable))
             columns = ["step", "before", "distance", "usual", "stands_out"]
             rows = [[c.step, c.before, c.distance, c.usual, c.stands_out] for c in changes]
@@ -64,16 +65,6 @@ def _loaded(report: DuplicateReport, family: LocalFamily, dtype: str) -> Duplica
                 held[step] = replace(held[step], error=str(error))
             progress.update()
     return replace(report, held=held)
-
-
-def _deep(family: Family, steps: Sequence[int], config: BaseConfig) -> tuple[list[WeightChange], dict[int, str]]:
-    with bar(len(steps), f"{family.name}: comparing tensors") as progress:
-
-        def done(step: int) -> None:
-            family.release(step, config.keep_checkpoints)
-            progress.update()
-
-        return weight_changes(family, steps, done)
 
 
 def _report_text(report: DuplicateReport) -> str:

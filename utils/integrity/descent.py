@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..base.errors import CheckpointUnusable
 from ..models.family import Family
@@ -42,11 +42,15 @@ class WeightChange:
 
 
 def weight_changes(
-    family: Family, steps: Sequence[int], done: Callable[[int], None] = lambda step: None
+    family: Family,
+    steps: Sequence[int],
+    keep: Literal["all", "none"] | int = "all",
+    advance: Callable[[], object] = lambda: None,
 ) -> tuple[list[WeightChange], dict[int, str]]:
     """Load a few tensors of each step and compare consecutive ones; what is not on disk is downloaded.
 
-    Returns the changes, and the steps that could not be read with what is wrong; `done` is called after each step.
+    Returns the changes, and the steps that could not be read with what is wrong; `advance` is called after each, and
+    `keep` is as in `Family.release`.
     """
     pairs: list[tuple[int, int, float]] = []
     unusable: dict[int, str] = {}
@@ -60,7 +64,8 @@ def weight_changes(
             if before is not None:
                 pairs.append((before[0], step, distance(before[1], now)))
             before = step, now
-        done(step)
+        family.release(step, keep)
+        advance()
     changes = []
     for index, (earlier, step, moved) in enumerate(pairs):
         near = [other[2] for other in (*pairs[max(index - 2, 0) : index], *pairs[index + 1 : index + 3])]

@@ -59,14 +59,12 @@ class SharedFile:
 
     @property
     def problem(self) -> str:
-        """What is wrong, for tables."""
         if self.expected:
             return "equal as expected"
         return "equal weights" if self.whole else "equal shard"
 
     @property
     def named(self) -> str:
-        """The other, for sentences."""
         return str(self.other) if self.other == MAIN else f"step {self.other}"
 
 
@@ -216,14 +214,12 @@ def _shared(family: Family, held: Mapping[int, CheckpointHashes], main: Checkpoi
             for other in owners[sha256]:
                 if other != step:
                     whole = mine <= set(held[other].hashes.values()) or mine >= set(held[other].hashes.values())
-                    found.append(SharedFile(step, file, other, whole, _expected(family, step, other)))
+                    both = {step, other}
+                    expected = any(damage.expected and both <= set(damage.steps) for damage in family.damage)
+                    found.append(SharedFile(step, file, other, whole, expected))
             if sha256 in in_main and step != last:
                 found.append(SharedFile(step, file, MAIN, mine <= in_main or mine >= in_main, False))
     return found
-
-
-def _expected(family: Family, step: int, other: int) -> bool:
-    return any(damage.expected and {step, other} <= set(damage.steps) for damage in family.damage)
 
 
 def steps_to_leave_out(family: Family, steps: Sequence[int], on_duplicate: str) -> list[int]:

@@ -84,7 +84,6 @@ class LoadedCheckpoint:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
         return self.weights.device
 
     @cached_property

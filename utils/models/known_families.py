@@ -59,7 +59,6 @@ class KnownModel:
 
     @property
     def damage(self) -> list[Damage]:
-        """What is known to be wrong with its checkpoints."""
         return [damage for damage in self.family.damage if self.name in damage.models]
 
 

@@ -90,12 +90,10 @@ class PlainTokenizer:
         return {"input_ids": [one.ids for one in self._backend.encode_batch(list(texts), add_special_tokens=False)]}
 
     def decode(self, tokens: int | Sequence[int]) -> str:
-        """The text of tokens."""
         tokens = [tokens] if isinstance(tokens, int) else list(tokens)
         return str(self._backend.decode(tokens, skip_special_tokens=False))
 
     def get_vocab(self) -> dict[str, int]:
-        """Token's text -> its id."""
         return dict(self._backend.get_vocab())
 
 
@@ -123,18 +121,15 @@ class WordTokenizer:
         self._vocabulary |= {f"<{number}>": number for number in range(100, 1000)}  # For blocks of random tokens.
 
     def __call__(self, texts: Sequence[str], **_: object) -> dict[str, Any]:
-        """The tokens of each text."""
         ids = self._vocabulary
         pieces = [re.findall(r" ?\d{1,2}| ?[^\W\d]+|\s|[^\w\s]", text) for text in texts]
         return {"input_ids": [[ids.setdefault(piece, len(ids)) for piece in of_text] for of_text in pieces]}
 
     def decode(self, tokens: int | Sequence[int]) -> str:
-        """The text of tokens."""
         names = list(self._vocabulary)
         return "".join(names[token] for token in ([tokens] if isinstance(tokens, int) else tokens))
 
     def get_vocab(self) -> dict[str, int]:
-        """Token's text -> its id."""
         return self._vocabulary
 
 
@@ -156,7 +151,6 @@ class PlainShape(NamedTuple):
 
 
 def plain_shape(folder: Path) -> PlainShape:
-    """The sizes of a checkpoint's model."""
     config = read_json(folder / "config.json") or {}
 
     def least(*names: str, usual: int = sys.maxsize) -> int:
@@ -182,7 +176,6 @@ def plain_shape(folder: Path) -> PlainShape:
 
 
 def tokenizer_folder(folder: Path, base: Path | None) -> Path:
-    """The folder that holds a checkpoint's tokenizer."""
     for place in (folder, folder.parent, base):
         if place is not None and any((place / name).is_file() for name in TOKENIZER_FILES[:2]):
             return place

@@ -20,6 +20,7 @@ from circuits_over_time.edge_attribution_patching.choices import USUAL_METHOD
 
 from ..base.errors import UserError
 from ..config.keys import BaseConfig, PromptOptions, TaskConfig, task_and_method, variant_keys
+from ..config.strict_yaml import read_yaml
 from .checked import read_run
 from .kinds import KINDS, ResultSchema, find_kind
 
@@ -48,7 +49,6 @@ class StoredRun:
 
     @property
     def script(self) -> str:
-        """The script that was run."""
         return f"{self.record.get('analysis')}.py"
 
     @property
@@ -148,7 +148,9 @@ def command(
     options = []
     for path in [*_configs(kind, wanted), None]:
         with contextlib.suppress(UserError):
-            data = {} if path is None else _block(path, wanted)
+            data = {} if path is None else read_yaml(path)
+            if path is not None and data.get("model") != wanted.get("model"):
+                continue
             kept = {name: value for name, value in keys.items() if same_script or name in _ALWAYS or name not in data}
             options.append((path, _further(schema, data, path, kept)))
     if not options:
@@ -166,15 +168,6 @@ def _configs(kind: ResultSchema, wanted: Mapping[str, Any]) -> list[Path]:
     starts = [f"{kind.config}_"] if kind.config else starts
     starts += ["tasks_"] * bool(wanted.get("tasks"))
     return sorted({path for start in starts for path in Path("configs").glob("*.yml") if path.name.startswith(start)})
-
-
-def _block(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    from ..config.strict_yaml import read_yaml
-
-    data = read_yaml(path)
-    if data.get("model") != wanted.get("model"):
-        raise UserError(f"{path} is for another model")
-    return data
 
 
 def _further(

@@ -41,7 +41,6 @@ class ComparisonFolder:
 
     @property
     def path(self) -> Path:
-        """`results/comparison`."""
         return self.root / "comparison"
 
     def has(self, name: str) -> bool:

@@ -87,7 +87,6 @@ def write_results(folders: Sequence[ResultsFolder], found: Sequence[EncodedResul
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Python and the packages that results can depend on."""
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
@@ -198,7 +197,9 @@ class RunRecord:
             except DamagedRecord:
                 if not (config.overwrite or config.repair):
                     raise
-            same_run = held is not None and _same_run(held, asked)
+            # Only the same run may write here at the same time. Results of an older version say nothing of inputs.
+            usual = {"analysis": {}, "settings": {}, "repository": {}, "inputs": asked["inputs"]}
+            same_run = held is not None and all(held.get(key, old) == asked[key] for key, old in usual.items())
             done = self.folder.steps()
             if config.overwrite:
                 same = held is not None and not self._differs(held, analysis, config, family)
@@ -361,14 +362,6 @@ def differences(
     names = list(dict.fromkeys([*old, *new]))
     pairs = [(name.rpartition(".")[2], old.get(name, _UNSET), new.get(name, _UNSET)) for name in names]
     return [pair for pair in pairs if pair[1] != pair[2]]
-
-
-def _same_run(held: dict[str, Any], asked: dict[str, Any]) -> bool:
-    """Whether two runs may write into one folder at the same time."""
-    # Results of an older version say nothing of inputs.
-    return all(held.get(key, {}) == asked[key] for key in ("analysis", "settings", "repository")) and (
-        held.get("inputs", asked["inputs"]) == asked["inputs"]
-    )
 
 
 def changed_inputs(held: dict[str, Any], config: BaseConfig, task: str | None) -> str:

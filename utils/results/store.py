@@ -85,7 +85,6 @@ class ResultsFolder:
         return self.root.joinpath(self.kind.name, self.model, *([] if self.task is None else [self.task]))
 
     def file(self, step: int, suffix: str = ".csv") -> Path:
-        """One of a checkpoint's files."""
         return self.path / f"step{step:06d}{suffix}"
 
     def has(self, step: int, suffix: str = ".csv") -> bool:

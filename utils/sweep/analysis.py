@@ -30,7 +30,6 @@ class Lazy:
     path: str
 
     def __call__(self, *arguments: Any) -> Any:
-        """Call the function."""
         return loaded(self)(*arguments)
 
 

@@ -259,11 +259,10 @@ def _link(written: Path, path: Path) -> bool:
         return False
     except OSError:  # No hard links here.
         try:
-            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            with path.open("xb") as file:
+                file.write(written.read_bytes())
         except FileExistsError:
             return False
-        with os.fdopen(handle, "wb") as file:
-            file.write(written.read_bytes())
     return True
 
 
@@ -311,7 +310,6 @@ class ClaimedCheckpoint:
 
     @property
     def family(self) -> Family:
-        """The model's checkpoints."""
         return self.queue.sweep.family
 
 
@@ -372,7 +370,6 @@ class WorkQueue:
         return None
 
     def give_back(self, step: int) -> None:
-        """Give up the claim on a step."""
         self.claims.release(self._names[step])
 
     def _missing(self, step: int) -> list[Measurement]:

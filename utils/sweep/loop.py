@@ -259,7 +259,6 @@ class SweepLoop:
             self.progress.drop(queue.elsewhere)
 
     def _leave_out(self, model: str, step: int, missing: Sequence[Measurement], reason: object) -> None:
-        """Report a checkpoint that cannot be measured."""
         self.progress.drop(sum(not what.done(step) for what in missing))
         self.failures.append(Failure(model, step, str(reason)))
         log.warning("%s step %d is left out: %s", model, step, reason)

@@ -38,7 +38,6 @@ class Job:
 
     @cached_property
     def store(self) -> Store:
-        """Where its results go."""
         return Store(self.config.results_dir)
 
     @cached_property
@@ -53,7 +52,6 @@ class Job:
         return list(tasks)
 
     def folders(self, model: str) -> list[ResultsFolder]:
-        """Every folder that it writes to."""
         return [folder for task in self.tasks for folder in Measurement(self, model, task).folders]
 
     def outdated(self, model: str) -> set[tuple[str, int]]:
@@ -113,7 +111,6 @@ class Measurement:
 
     @property
     def task_name(self) -> str | None:
-        """The name of its task; None if it has none."""
         return None if self.task is None else self.task.name
 
     @cached_property
@@ -122,7 +119,6 @@ class Measurement:
         return [self.job.store.folder(kind, self.model, self.task_name) for kind in self.job.analysis.kinds]
 
     def done(self, step: int) -> bool:
-        """Whether its results at a checkpoint are all there."""
         return all(folder.has(step) for folder in self.folders)
 
     def label(self, step: int, *, named: bool) -> str:
@@ -146,7 +142,6 @@ class Sweep:
 
     @property
     def jobs(self) -> list[Job]:
-        """What to measure, in order."""
         return list(self.asked)
 
     @property
@@ -160,7 +155,6 @@ class Sweep:
         return sum(len(left) for left in self.missing.values())
 
     def missing_of(self, job: Job) -> list[int]:
-        """The steps at which a job lacks something."""
         return [step for step, left in self.missing.items() if any(one.job is job for one in left)]
 
     def leave_out(self, job: Job, task: str) -> int:

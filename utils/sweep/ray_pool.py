@@ -82,7 +82,6 @@ class RayPool:
         return slots + max(1, slots // 8)
 
     def submit(self, claimed: ClaimedCheckpoint) -> None:
-        """Hand a checkpoint out."""
         self._running[self._task.remote(self._setup, work_item(claimed))] = claimed
 
     def wait(self) -> list[PoolResult]:

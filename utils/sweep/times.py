@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from circuits_over_time.edge_attribution_patching.model.memory import BYTES
 
@@ -180,20 +181,12 @@ class Times:
 
     def add(self, family: Family, step: int, task: str | None, seconds: float) -> None:
         """Record a measurement. If that is impossible, it is left out."""
-        line = {
-            "model": _whole_name(family),
-            "step": step,
-            "task": task,
-            "settings": self._settings,
-            "seconds": round(seconds, 3),
-        }
+        line: dict[str, Any] = {"model": _whole_name(family), "step": step, "task": task}
+        line |= {"settings": self._settings, "seconds": round(seconds, 3)}
         with contextlib.suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            try:
-                os.write(handle, (json.dumps(line) + "\n").encode())  # One call: processes do not mix their lines.
-            finally:
-                os.close(handle)
+            with self.path.open("ab", buffering=0) as file:
+                file.write((json.dumps(line) + "\n").encode())  # One call: processes do not mix their lines.
 
     def usual(self, family: Family) -> dict[str | None, float]:
         """Task -> the median of its seconds, over the measurements of this model with the same settings."""

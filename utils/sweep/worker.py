@@ -81,7 +81,6 @@ class WorkItem:
 
 
 def work_item(claimed: ClaimedCheckpoint) -> WorkItem:
-    """What to send to a worker."""
     sweep, name = claimed.queue.sweep, claimed.family.name
     numbers = tuple((sweep.jobs.index(what.job), what.job.tasks.index(what.task)) for what in claimed.missing)
     found: dict[str, bytes] = {}

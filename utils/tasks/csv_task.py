@@ -52,9 +52,8 @@ class Row:
 
 
 def csv_task(path: Path, metric: str, answers_as: AnswersAs = "text") -> Task:
-    """The task that a prompts CSV describes. The file is read when prompts are built.
-
-    It is a UserError if there is no such file, or the metric cannot be the primary one.
+    """The task that a prompts CSV describes, which is read when prompts are built; a UserError for no such file or
+    metric.
     """
     if metric not in DIFFERENTIABLE:
         if not path.exists():
@@ -68,13 +67,8 @@ def csv_task(path: Path, metric: str, answers_as: AnswersAs = "text") -> Task:
 def table_task(
     table: Mapping[str, Sequence[Any]], name: str, metric: str | MetricFunction, answers_as: AnswersAs = "text"
 ) -> Task:
-    """The same task from columns in memory. It draws the rows that `<name>.csv` with these rows would.
-
-    Args:
-        table: the columns of a prompts CSV; an answer may also be a list of answers.
-
-    Raises:
-        UserError: if a column is missing, or a row cannot be used.
+    """The same task from columns in memory, where an answer may also be a list of answers. It draws the rows that
+    `<name>.csv` with these rows would. It is a UserError if a column is missing, or a row cannot be used.
     """
     n = len(next(iter(table.values()), ()))
     if unequal := [column for column in table if len(table[column]) != n]:
@@ -96,8 +90,7 @@ def pairs(
 ) -> list[Pair]:
     """n distinct rows, or all, in seeded random order. The first k of n rows are the k rows of the same seed.
 
-    Raises:
-        UserError: if a row cannot be used (naming the row and the reason), or there are fewer than n rows.
+    It is a UserError, with the row and the reason, if a row cannot be used, or there are fewer than n rows.
     """
     rows = read()
     chosen = [number for _, _, number in draw(name, [[len(rows)]], len(rows) if n is None else n, seed)]
@@ -111,11 +104,8 @@ def pairs(
 
 
 def read_rows(path: Path, answers_as: AnswersAs = "text") -> list[Row]:
-    """Read and check the file. Rows count from 1, below the header.
-
-    Raises:
-        UserError: if the file is missing or not a UTF-8 CSV, has no rows or lacks a column; or if a row has an empty
-            cell, a different number of cells from the header, or the prompts of another row.
+    """Read and check the file; rows count from 1, below the header. It is a UserError if it is missing or not a UTF-8
+    CSV, and what `check_rows` refuses.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -144,9 +134,8 @@ def near_files(path: Path) -> str:
 
 
 def answer_columns(source: str, header: Sequence[str]) -> tuple[str, str]:
-    """The columns of the right and of the wrong answers; a UserError if two pairs of columns may be them.
-
-    One of the two may not be there.
+    """The columns of the right and of the wrong answers, one of which may be missing; a UserError if two pairs may be
+    them.
     """
     indices = [name.removeprefix("corrupted_") for name in header if name.endswith("_idx")]
     pairs = {name: f"corrupted_{name.removeprefix('clean_')}" for name in indices if name != "incorrect_idx"}
@@ -163,14 +152,10 @@ def answer_columns(source: str, header: Sequence[str]) -> tuple[str, str]:
 def check_rows(
     source: str, header: Sequence[str], cells: Sequence[tuple[str, dict[str, Any]]], answers_as: AnswersAs = "text"
 ) -> list[Row]:
-    """Rows of a table of prompts.
+    """Rows of a table of prompts, from where each is and its column -> cell; `source` names the table in errors.
 
-    Args:
-        source: names the table in errors.
-        cells: where each row is, and column -> cell.
-
-    Raises:
-        UserError: if a column is missing, there are no rows, or one cannot be used.
+    It is a UserError if a column is missing or there twice, there are no rows, or a row has an empty cell, another
+    number of cells than the header, or the prompts of another row with other answers.
     """
     columns = (*COLUMNS[:2], *(of_answers := answer_columns(source, header)))
     ids = answers_as == "ids" or columns != COLUMNS

@@ -13,28 +13,15 @@ from typing import TYPE_CHECKING
 from ..config.keys import PromptOptions, TemplateKeys
 from .prompts import Pair, Task
 from .templates import pairs as pairs_of
-from .word_lists import FEMALE_NAMES, MALE_NAMES, STUDY, words
+from .word_lists import NAMES_BY_GENDER, STANDARD, STUDY, words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PRONOUNS: dict[str, str] = {"male": "he", "female": "she"}
 
-NAMES_BY_GENDER: dict[str, tuple[str, ...]] = {"male": MALE_NAMES, "female": FEMALE_NAMES}
-
-TEMPLATES: tuple[str, ...] = (
-    "So {name} is such a good {role}, isn't",
-    "So {name} is a really great {role}, isn't",
-    "So {name} is a very good {role}, isn't",
-    "So {name} is a really nice {role}, isn't",
-    "So {name} is such a funny {role}, isn't",
-    "So {name} is such a wonderful {role}, isn't",
-)
-
-ROLES: tuple[str, ...] = words(
-    "cook friend athlete person teacher doctor driver singer dancer writer artist lawyer student leader player runner "
-    "painter manager neighbor colleague"
-)
+TEMPLATES: tuple[str, ...] = tuple(STANDARD["gendered_pronoun"]["templates"])
+ROLES: tuple[str, ...] = words(STANDARD["gendered_pronoun"]["roles"])
 
 _names = {gender: list(names) for gender, names in NAMES_BY_GENDER.items()}
 _study = STUDY["gendered_pronoun"]

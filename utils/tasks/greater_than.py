@@ -27,7 +27,7 @@ from .prompts import Pair, Task
 from .roles import slot_spans
 from .sampling import draw, seeded, unravel
 from .vocabulary import continuations, encode, known_texts, single_tokens, unknown_token
-from .word_lists import STUDY, words
+from .word_lists import STANDARD, STUDY, words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,18 +37,7 @@ TEMPLATE = "The {noun} lasted from the year {year} to the year {century}"
 
 FIRST_YEAR, LAST_YEAR = 1100, 1799  # inclusive; years outside are rarely two tokens
 
-# Hanna et al. 2023's nouns of things that last, less the eight that Pythia's tokenizer splits, plus "war".
-NOUNS: tuple[str, ...] = words(
-    "war accord affair agreement appraisal assaults assessment attack attempts campaign case challenge chaos clash "
-    "collaboration coma competition confrontation consequence conspiracy construction consultation contact contract "
-    "convention cooperation custody deal decline decrease demonstrations development disagreement disorder dispute "
-    "domination dynasty effect effort employment endeavor engagement epidemic evaluation exchange existence expansion "
-    "expedition experiments fall fame flights friendship growth hardship hostility illness impact imprisonment "
-    "improvement incarceration increase invasion investigation journey kingdom marriage negotiation obstruction "
-    "operation order outbreak outcome overhaul plague plan practice process program progress project pursuit quest "
-    "raids reforms reign relationship retaliation riot rise rivalry romance rule sanctions shift siege stature stint "
-    "strikes study test testing tests therapy tour tradition treaty trial trip unemployment voyage warfare work"
-)
+NOUNS: tuple[str, ...] = words(STANDARD["greater_than"]["nouns"])
 
 # What the corrupted year ends with, by the number of digits that the answer has: XX01 or XXX0.
 CORRUPTED_DIGITS = {2: 1, 1: 0}
@@ -80,9 +69,8 @@ def valid_years(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def years_before_a_digit(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The years 1100-1799 whose last digit is a token of its own after the others, which do not depend on it.
-
-    Only those that have a right answer: a greater digit that is a token.
+    """The years 1100-1799 whose last digit is a token of its own after the others, which do not depend on it, and which
+    have a right answer: a greater digit that is a token.
     """
     digits = number_tokens(tokenizer, 1)
     years = range(FIRST_YEAR, LAST_YEAR + 1)
@@ -98,13 +86,8 @@ def years_before_a_digit(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def form_of(tokenizer: PreTrainedTokenizerBase) -> tuple[int, list[int]]:
-    """How many digits of a year the answer is under a tokenizer, 2 (as in the paper) where it can be, else 1.
-
-    Returns:
-        The number of digits, and the years that prompts can begin with.
-
-    Raises:
-        UserError: if the tokenizer cuts years in neither of the two ways.
+    """How many digits of a year the answer is under a tokenizer, 2 (as in the paper) where it can be, else 1; and the
+    years that prompts can begin with. It is a UserError if the tokenizer cuts years in neither way.
     """
     if years := [year for year in valid_years(tokenizer) if year % 100 != CORRUPTED_DIGITS[2]]:
         return 2, years
@@ -120,9 +103,8 @@ def form_of(tokenizer: PreTrainedTokenizerBase) -> tuple[int, list[int]]:
 def pairs(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: PromptOptions) -> list[Pair]:
     """n distinct greater-than prompts, uniform over nouns and years.
 
-    Raises:
-        UserError: if the tokenizer cuts years in neither of the two ways, too few nouns are single tokens, or there are
-            fewer than n prompts.
+    It is a UserError if the tokenizer cuts years in neither of the two ways, too few nouns are single tokens, or there
+    are fewer than n prompts.
     """
     digits, years = form_of(tokenizer)
     base, answers = 10**digits, number_tokens(tokenizer, digits)

@@ -19,52 +19,23 @@ from ..config.keys import SLOT, PromptOptions
 from .prompts import Pair, Prompts, Task
 from .sampling import draw, draw_any, seeded, unravel
 from .vocabulary import known_texts, single_tokens
-from .word_lists import FEMALE_NAMES, MALE_NAMES, STUDY, words
+from .word_lists import NAMES_BY_GENDER, STANDARD, STUDY, words
 
 if TYPE_CHECKING:
     from jaxtyping import Int
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-NAMES: tuple[str, ...] = MALE_NAMES + FEMALE_NAMES
-
-# {first} and {second} are the two names in the order of the first clause, {subject} is the name repeated in the second.
-# In ABBA prompts the repeated name is {second}, in BABA prompts it is {first}; the other name is the answer.
-TEMPLATES: tuple[str, ...] = (
-    "When {first} and {second} went to the {place}, {subject} gave a {object} to",
-    "After {first} and {second} went to the {place}, {subject} gave a {object} to",
-    "Then, {first} and {second} went to the {place}. {subject} gave a {object} to",
-    "Then, {first} and {second} had a lot of fun at the {place}. {subject} gave a {object} to",
-    "Then, {first} and {second} were working at the {place}. {subject} decided to give a {object} to",
-    "Then, {first} and {second} were thinking about going to the {place}. {subject} wanted to give a {object} to",
-    "When {first} and {second} got a {object} at the {place}, {subject} decided to give it to",
-    "When {first} and {second} got a {object} at the {place}, {subject} decided to give the {object} to",
-    "While {first} and {second} were working at the {place}, {subject} gave a {object} to",
-    "While {first} and {second} were commuting to the {place}, {subject} gave a {object} to",
-    "After the lunch, {first} and {second} went to the {place}. {subject} gave a {object} to",
-    "Afterwards, {first} and {second} went to the {place}. {subject} gave a {object} to",
-    "The {place} {first} and {second} went to had a {object}. {subject} gave it to",
-    "Friends {first} and {second} found a {object} at the {place}. {subject} gave it to",
-)
-
-PLACES: tuple[str, ...] = words(
-    "store garden restaurant school hospital office house station park library museum market hotel beach airport church"
-)
-
-# Every object takes "a".
-OBJECTS: tuple[str, ...] = words(
-    "ring kiss bone basketball computer necklace drink snack book ball pen letter key phone flower present"
-)
-
+NAMES: tuple[str, ...] = (*NAMES_BY_GENDER["male"], *NAMES_BY_GENDER["female"])
+TEMPLATES: tuple[str, ...] = tuple(STANDARD["ioi"]["templates"])
+PLACES, OBJECTS = words(STANDARD["ioi"]["places"]), words(STANDARD["ioi"]["objects"])
 ORDERS: tuple[str, ...] = ("ABBA", "BABA")
 LEAST_NAMES = 5  # IO, S and three others
 
 
 def pairs(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: PromptOptions) -> list[Pair]:
-    """n distinct IOI prompts. Both corruptions have the same clean prompts.
-
-    Raises:
-        UserError: if too few words are single tokens, or there are fewer than n prompts.
+    """n distinct IOI prompts; a UserError for too few single-token words or prompts. Both corruptions share the clean
+    prompts.
     """
     drawing, templates, all_names, all_places, all_objects = draw, TEMPLATES, NAMES, PLACES, OBJECTS
     if options.prompt_set == "study":
@@ -126,12 +97,9 @@ def signal_variants(
     - `other_token_same_order`: S1 and S2 become a third name: "When Mary and Paul .., Paul ..".
     - `other_token_opposite_order`: both: "When Paul and Mary .., Paul ..".
 
-    IO is the same token in all four. The third name of a prompt is the same in both variants that have one. In the
-    variants with the opposite order, S1 is at position `io` of the clean prompt and IO at `s1`.
-
-    Raises:
-        ValueError: if the prompts have no positions io, s1, s2.
-        UserError: if too few names are single tokens.
+    IO is the same token in all four, and the third name of a prompt the same in both variants that have one. In the
+    variants with the opposite order, S1 is at position `io` of the clean prompt and IO at `s1`. It is a ValueError if
+    the prompts have no positions io, s1, s2, and a UserError if too few names are single tokens.
     """
     import torch
 

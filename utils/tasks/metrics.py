@@ -24,12 +24,8 @@ if TYPE_CHECKING:
 class Answers:
     """The tokens that count as right and wrong answers to n prompts, padded on the right.
 
-    Attributes:
-        right, wrong: token ids; meaningless where the masks are false.
-        right_mask, wrong_mask: true where `right` and `wrong` hold a token, at least once in a row.
-
-    Raises:
-        ValueError: if the parts describe different numbers of prompts, or a mask does not fit its tokens.
+    The masks are true where `right` and `wrong` hold a token, at least once in a row. It is a ValueError if the parts
+    describe different numbers of prompts, or a mask does not fit its tokens.
     """
 
     right: Int[Tensor, "n a"]
@@ -44,11 +40,9 @@ class Answers:
             raise ValueError(f"{len(self.right)} prompts have right answers and {len(self.wrong)} wrong ones")
 
     def select(self, index: Int[Tensor, " b"] | slice) -> Answers:
-        """The answers to some of the prompts, in the given order."""
         return Answers(self.right[index], self.right_mask[index], self.wrong[index], self.wrong_mask[index])
 
     def to(self, device: torch.device | str) -> Answers:
-        """The same answers on a device."""
         import torch
 
         from circuits_over_time.edge_attribution_patching.model.transfer import to_device
@@ -99,10 +93,8 @@ def kl(logits: Logits, whole: Logits) -> Values:
 class AnswerMetric:
     """A metric: call it with logits and answers (`kl`: with the whole model's logits).
 
-    Attributes:
-        label: its name in figures, with its unit in brackets if the name does not tell it.
-        unit: what its values count, as tables say it.
-        differentiable: whether circuits can be found with it.
+    `label` is its name in figures, with its unit in brackets if the name does not tell it; `unit` is what its values
+    count; circuits can be found with it if it is `differentiable`.
     """
 
     function: Callable[[Logits, Any], Values]
@@ -157,7 +149,6 @@ def _sum(values: Float[Tensor, "b any"], mask: Bool[Tensor, "b any"]) -> Values:
 
 
 def _probabilities(logits: Logits, answers: Answers) -> tuple[Values, Values]:
-    """P(A) and P(W)."""
     (right, right_mask), (wrong, wrong_mask) = _gather(logits, answers)
     total = logits.float().logsumexp(dim=1, keepdim=True)
     return _sum((right - total).exp(), right_mask), _sum((wrong - total).exp(), wrong_mask)

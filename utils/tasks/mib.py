@@ -15,7 +15,6 @@ prompts are not equally long are left out. The benchmark takes the first token o
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,7 +23,7 @@ from ..base.errors import UserError, one_line
 from ..config.keys import USUAL_PROMPTS, PromptOptions
 from .prompts import Pair, Task
 from .sampling import draw
-from .vocabulary import encode
+from .vocabulary import encode, say_once
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
 PREFIX = "mib_"
 MOST = 2 * USUAL_PROMPTS
 """Of prompts, if nobody says how many: a circuit takes half of them to score edges, and half to evaluate."""
-log = logging.getLogger(__name__)
-_already_logged: set[tuple[str, str]] = set()
 Cells = Mapping[str, Any]
 
 
@@ -74,8 +71,7 @@ def pairs(
 ) -> list[Pair]:
     """n distinct prompts, or all that there are, at most `MOST`.
 
-    Raises:
-        UserError: if there is no such data set, it has other columns, or fewer than n of its rows can be used.
+    It is a UserError if there is no such data set, it has other columns, or fewer than n of its rows can be used.
     """
     source, name = DATA_SETS[task], PREFIX + task
     usable, n_rows = [], 0
@@ -96,9 +92,9 @@ def pairs(
         if len(clean) == len(other) and len(right) == len(wrong) == 1 and right != wrong:
             where = f"{name}: row {number}"
             found.append(Pair(texts[0], texts[1], tuple(right), tuple(wrong), {"row": number}, where))
-    if len(found) < n_rows and (name, tokenizer.name_or_path) not in _already_logged:
-        _already_logged.add((name, tokenizer.name_or_path))
-        log.info("%s: %d of %d rows can be used with this tokenizer; the others are left out", name, len(found), n_rows)
+    if len(found) < n_rows:
+        line = f"{name}: {len(found)} of {n_rows} rows can be used with this tokenizer; the others are left out"
+        say_once(tokenizer, line)
     if not found:
         raise UserError(f"task: {name}: none of the {n_rows} rows can be used with this tokenizer; use another model")
     drawn = draw(name, [[len(found)]], min(len(found), MOST) if n is None else n, seed)

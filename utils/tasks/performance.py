@@ -25,16 +25,11 @@ def task_performance(
     *,
     study: bool = False,
 ) -> pd.DataFrame:
-    """Means over prompts.
+    """Means over prompts of metrics, which are keys of `ALL_METRICS` or functions; `study`: keys mean what
+    `STUDY_METRICS` says. Corrupted prompts are scored with the answers to the clean ones.
 
-    Args:
-        prompts: a task's prompts. Corrupted prompts are scored with the answers to the clean ones.
-        metrics: keys of `ALL_METRICS`, or functions.
-        study: whether keys mean what they mean in `STUDY_METRICS`.
-
-    Returns:
-        One row per run (`clean`, `corrupted`) and metric: `run, metric, unit, value` (mean), `se` (its standard error,
-        missing if there is only one prompt), `n` (how many prompts).
+    Returns one row per run (`clean`, `corrupted`) and metric: `run, metric, unit, value` (mean), `se` (its standard
+    error, missing if there is only one prompt), `n` (how many prompts).
     """
     functions = {metric: prompts.metric(metric, weights, study=study) for metric in metrics}
     runs = {"clean": prompts.clean, "corrupted": prompts.corrupted}

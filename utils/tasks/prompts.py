@@ -50,7 +50,6 @@ class Prompts:
     Attributes:
         clean, corrupted: token ids, padded on the right to a common width.
         lengths: tokens in each prompt without padding; the answer is read at position `lengths - 1`.
-        answers: the right and the wrong answers.
         meta: one row per prompt with what it was built from (each task's module lists its columns).
         positions: named positions in the clean prompt. Every task has `end`, the last token.
         roles: the role of every token, where edges are told apart by them.
@@ -123,12 +122,8 @@ class Prompts:
     def select(self, index: slice | Sequence[int] | Sequence[bool] | np.ndarray | pd.Series | Tensor) -> Prompts:
         """The prompts in the given rows, in the given order and at the same width.
 
-        Args:
-            index: a slice, row numbers (negative ones count from the end), or a boolean mask over all rows, such as a
-                condition on `meta`.
-
-        Raises:
-            IndexError: if a row does not exist or a mask has another length.
+        `index` is a slice, row numbers (negative ones count from the end), or a boolean mask over all rows, such as a
+        condition on `meta`. It is an IndexError if a row does not exist or a mask has another length.
         """
         import numpy as np
         import torch
@@ -151,7 +146,6 @@ class Prompts:
         )
 
     def to(self, device: torch.device | str) -> Prompts:
-        """The same prompts with every tensor on `device`."""
         return replace(
             self,
             clean=self.clean.to(device),
@@ -168,7 +162,6 @@ MetricFunction = Callable[["Tensor", Prompts], "Tensor"]
 
 
 def metric_name(metric: str | MetricFunction) -> str:
-    """What a metric is called."""
     return metric if isinstance(metric, str) else getattr(metric, "__name__", "metric")
 
 
@@ -196,10 +189,8 @@ def _precise(logits: Float[Tensor, "prompt vocab"]) -> Float[Tensor, "prompt voc
 
 
 def _checked(metric: MetricFunction, logits: Float[Tensor, "prompt vocab"], prompts: Prompts) -> Tensor:
-    """The values of a metric of one's own, if they are what the engine needs.
-
-    Raises:
-        UserError: if there is not one value for each prompt, or no gradient where one is needed.
+    """The values of a metric of one's own; a UserError without one value for each prompt, or a gradient where one is
+    needed.
     """
     import torch
 
@@ -237,11 +228,8 @@ class Pair:
 class Work:
     """What a measurement will run, as far as it is known without torch.
 
-    Attributes:
-        task: what the pairs are for.
-        passes: about how many forward passes over the clean prompts of all pairs their analysis takes
-            (benchmarks/README.md); 0 if that is not known.
-        tokens: of other text, in forward passes.
+    `passes` are about how many forward passes over the clean prompts of all pairs the analysis takes
+    (benchmarks/README.md), 0 if that is not known; `tokens` those of other text, in forward passes.
     """
 
     task: str
@@ -275,10 +263,8 @@ class Task:
     positions: Callable[[Prompts], dict[str, Tensor]] | None = None
 
     def build(self, tokenizer: PreTrainedTokenizerBase, n: int | None, seed: int, options: PromptOptions) -> Prompts:
-        """n prompts, or as many as usual.
-
-        Raises:
-            UserError: if a prompt cannot be used under this tokenizer, or there are fewer than n.
+        """n prompts, or as many as usual; a UserError if one cannot be used under this tokenizer, or there are fewer
+        than n.
         """
         pairs = self.pairs(tokenizer, self.usual if n is None else n, seed, options)
         return self.tokenise(tokenizer, pairs, options.prepend_bos)
@@ -297,10 +283,8 @@ class Task:
 
 
 def assemble(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], prepend_bos: StartToken = False) -> Prompts:
-    """Tokenise prompt pairs; arguments and errors are those of `token_rows`.
-
-    Returns:
-        The prompts in the order of `pairs`, with the one position `end`.
+    """Tokenise prompt pairs, in their order, with the one position `end`; arguments and errors are those of
+    `token_rows`.
     """
     import pandas as pd
     import torch
@@ -366,11 +350,7 @@ def token_rows(
 
 
 def require_length(name: str, lengths: Sequence[int], texts: Sequence[str], n_positions: int) -> None:
-    """Refuse prompts that are longer than a model's context, naming the longest.
-
-    Raises:
-        UserError: if there is one.
-    """
+    """Refuse, with a UserError that names the longest, prompts that are longer than a model's context."""
     longest = max(range(len(lengths)), key=lengths.__getitem__)
     if (length := lengths[longest]) > n_positions:
         raise UserError(

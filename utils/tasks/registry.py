@@ -45,17 +45,11 @@ def get_task(
     own: Mapping[str, TemplateKeys] | None = None,
     answers_as: AnswersAs = "text",
 ) -> Task:
-    """Find a task by its name or its prompts CSV.
+    """Find a task by its name, a key of `NAMED` or `own`, or by its prompts CSV, whose stem then names it.
 
-    Args:
-        task: a key of `NAMED` or `own`, or the path of a CSV, whose stem then names the task.
-        metric: the primary metric of a CSV, one of `DIFFERENTIABLE`; None for `logit_diff`. Other tasks have their own,
-            so one run can have both.
-        own: tasks from templates, by name.
-        answers_as: what the answers of a CSV are.
-
-    Raises:
-        UserError: if there is no such task, its metric cannot be used, or one of one's own has a built-in task's name.
+    `metric` is the primary one of a CSV, and `answers_as` says what its answers are; other tasks have their own, so one
+    run can have both. `own` are tasks from templates, by name. It is a UserError if there is no such task, its metric
+    cannot be used, or one of one's own has a built-in task's name.
     """
     own = own or {}
     for name, keys in own.items():
@@ -119,18 +113,12 @@ def build_prompts(
     prompt_set: Literal["standard", "study"] = "standard",
     metric: str | None = None,
 ) -> Prompts:
-    """Build n distinct prompt pairs of a task.
+    """Build n distinct prompt pairs of a task, a key of `NAMED` or the path of a CSV; n is None for 100, or all rows of
+    a CSV.
 
     The same arguments give the same prompts in every process. The first k of n prompts are the k prompts of the same
-    seed, so you can add prompts without changing the ones you have.
-
-    Args:
-        task: a key of `NAMED`, or the path of a prompts CSV.
-        n: None for 100, or all rows of a CSV.
-        prepend_bos: put exactly one BOS token in front of every prompt. Otherwise there are no special tokens.
-
-    Raises:
-        UserError: if there is no such task, a prompt cannot be used under this tokenizer, or there are fewer than n.
+    seed, so you can add prompts without changing the ones you have. `prepend_bos` puts exactly one BOS token in front
+    of every prompt; otherwise there are no special tokens. Errors are those of `get_task` and `Task.build`.
     """
     options = PromptOptions(prepend_bos=prepend_bos, ioi_corruption=ioi_corruption, prompt_set=prompt_set)
     return get_task(task, metric).build(tokenizer, n, seed, options)

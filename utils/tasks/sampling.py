@@ -35,19 +35,11 @@ def shuffled(size: int, generator: random.Random) -> Iterator[int]:
 
 
 def draw(task: str, groups: Sequence[Sequence[int]], n: int, seed: int) -> list[tuple[int, int, int]]:
-    """Draw n distinct prompts.
+    """Draw n distinct prompts: (group, stratum, number) of each.
 
     Each round takes one prompt from every stratum that has any left: groups take turns, strata come in random order.
-
-    Args:
-        task: names the task in errors, and keeps its draws apart from those of other tasks.
-        groups: how many prompts each stratum of each group has.
-
-    Returns:
-        (group, stratum, number) of each prompt, all different.
-
-    Raises:
-        UserError: if n is not positive, or there are fewer than n prompts.
+    `groups` says how many prompts each stratum of each group has. `task` names the task in errors, and keeps its draws
+    apart from those of other tasks. It is a UserError if n is not positive, or there are fewer than n prompts.
     """
     total = sum(chain.from_iterable(groups))
     if n < 1:

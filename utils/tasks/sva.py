@@ -74,9 +74,8 @@ LEAST_VERBS = 2
 def pairs(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: PromptOptions) -> list[Pair]:
     """n distinct agreement prompts over all structures.
 
-    Raises:
-        UserError: if too few words of a structure, or too few verbs, are single tokens in both numbers, or n exceeds
-            the prompts there are.
+    It is a UserError if too few words of a structure, or too few verbs, are single tokens in both numbers, or n exceeds
+    the prompts there are.
     """
     structures = [_known(tokenizer, structure) for structure in STRUCTURES]
     verbs = _single_token_pairs(tokenizer, VERBS)

@@ -10,7 +10,6 @@ words of the other slots, and corrupted_SLOT, the word that the corrupted prompt
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -21,16 +20,13 @@ from ..config.keys import SLOT, USUAL_PROMPTS, PromptOptions, TemplateKeys, as_l
 from .prompts import Pair, Task
 from .roles import slot_spans
 from .sampling import draw, seeded, unravel
-from .vocabulary import CARRIER, continuations, require, say_left
+from .vocabulary import CARRIER, continuations, require, say_left, say_once
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MOST = 2 * USUAL_PROMPTS
 """Of prompts, if nobody says how many: a circuit takes half of them to score edges, and half to evaluate."""
-
-log = logging.getLogger(__name__)
-_already_logged: set[tuple[str, str]] = set()
 
 
 def template_task(name: str, keys: TemplateKeys) -> Task:
@@ -52,13 +48,9 @@ def pairs(
 ) -> list[Pair]:
     """n distinct prompts, or all that there are, at most `MOST`.
 
-    Args:
-        kind: the column of `meta` that says of which kind the swapped word is.
-        name_each: log every word that is left out, and not only how many.
-
-    Raises:
-        UserError: if the tokenizer leaves a slot no word, or fewer than two kinds with different answers; or if there
-            are fewer than n prompts.
+    `kind` is the column of `meta` that says of which kind the swapped word is; `name_each` logs every word that is left
+    out, and not only how many. It is a UserError if the tokenizer leaves a slot no word, or fewer than two kinds with
+    different answers, or if there are fewer than n prompts.
     """
     swap, listed = keys.swap, {slot: as_list(words) for slot, words in keys.words.items() if slot != keys.swap}
     answers = _known(tokenizer, name, "answers", _joined(keys.answers), [(CARRIER, " ")], 2, name_each)
@@ -140,9 +132,8 @@ def _known(
     least: int,
     name_each: bool,
 ) -> dict[str, int]:
-    """The phrases whose words are single tokens in all these places, each with its first token.
-
-    It is a UserError if there are fewer than `least`.
+    """The phrases whose words are single tokens in all these places, each with its first token; a UserError below
+    `least`.
     """
     later = continuations(tokenizer, [f" {word}" for phrase in phrases for word in phrase.split()[1:]])
     kept = {phrase: 0 for phrase in phrases if all(f" {word}" in later for word in phrase.split()[1:])}
@@ -150,10 +141,8 @@ def _known(
         starts = continuations(tokenizer, [between + phrase.split()[0] for phrase in kept], carrier)
         kept = {phrase: starts[start] for phrase in kept if (start := between + phrase.split()[0]) in starts}
     for phrase in phrases if name_each else ():
-        line = f"{name}: {phrase!r} of the {what} is not one token under this tokenizer, and left out"
-        if phrase not in kept and (key := (tokenizer.name_or_path, line)) not in _already_logged:
-            _already_logged.add(key)
-            log.info(line)
+        if phrase not in kept:
+            say_once(tokenizer, f"{name}: {phrase!r} of the {what} is not one token under this tokenizer, and left out")
     require(len(kept), len(phrases), name, what, least)
     if not name_each:
         say_left(tokenizer, name, what, len(kept), len(phrases))

@@ -54,7 +54,6 @@ def refuse(problems: Sequence[str]) -> None:
 
 def require_embedded(tokens: Tensor, d_vocab: int, where: str, texts: Sequence[str]) -> None:
     """Refuse tokens that the model has no embedding for: the tokenizer is another model's, or tokens were added to it.
-
     There is a row of tokens for each text; `where` says what the texts are for.
     """
     beyond = (tokens >= d_vocab).nonzero()
@@ -83,11 +82,8 @@ def known_texts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], task: 
 
 
 def continuations(tokenizer: PreTrainedTokenizerBase, words: Iterable[str], carrier: str = CARRIER) -> dict[str, int]:
-    """The words that follow a text as exactly one token.
-
-    Returns:
-        Word -> token id, in the order given. Words are left out if they are several tokens, if they change the tokens
-        of the carrier, or if the tokenizer does not know them.
+    """The words that follow a text as exactly one token, each with its id, in order. Words are left out if they are
+    several tokens, change the tokens of the carrier, or are not known to the tokenizer.
     """
     words = list(dict.fromkeys(words))
     base, *rows = encode(tokenizer, [carrier, *(carrier + word for word in words)])
@@ -102,9 +98,8 @@ def continuations(tokenizer: PreTrainedTokenizerBase, words: Iterable[str], carr
 def single_tokens(
     tokenizer: PreTrainedTokenizerBase, words: Sequence[str], task: str, what: str, least: int
 ) -> dict[str, int]:
-    """The words that are one token after a space, with their token ids; a UserError if fewer than `least` remain.
-
-    `task` and `what` name the task and the kind of word in errors.
+    """The words that are one token after a space, with their ids. `task` and `what` name them in the error for fewer
+    than `least`.
     """
     tokens = {word[1:]: token for word, token in continuations(tokenizer, [f" {word}" for word in words]).items()}
     require(len(tokens), len(words), task, what, least)
@@ -112,12 +107,18 @@ def single_tokens(
     return tokens
 
 
+def say_once(tokenizer: PreTrainedTokenizerBase, line: str) -> None:
+    """Log a line, once for each tokenizer: prompts are built more than once in a run."""
+    if (key := (tokenizer.name_or_path, line)) not in _already_logged:
+        _already_logged.add(key)
+        log.info("%s", line)
+
+
 def say_left(tokenizer: PreTrainedTokenizerBase, task: str, what: str, found: int, of: int) -> None:
     """Log how many words a tokenizer leaves a task, once, unless it leaves all."""
-    line = f"{task}: {found} of {of} {what} are single tokens under this tokenizer; the others are left out"
-    if found < of and (key := (tokenizer.name_or_path, line)) not in _already_logged:
-        _already_logged.add(key)
-        log.info(line)
+    if found < of:
+        line = f"{task}: {found} of {of} {what} are single tokens under this tokenizer; the others are left out"
+        say_once(tokenizer, line)
 
 
 def require(found: int, of: int, task: str, what: str, least: int) -> None:

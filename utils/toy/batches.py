@@ -30,8 +30,6 @@ class Document:
 
 @dataclass(frozen=True)
 class Batch:
-    """Packed documents."""
-
     tokens: Int[Tensor, "row width"]  # padded on the right with token 0
     positions: Int[Tensor, "row width"]  # the place of each token in its document, from 0
     documents: Int[Tensor, "row width"]  # the number of each token's document, -1 on padding

@@ -34,15 +34,14 @@ class Examination:
 
     @torch.inference_mode()
     def results(self, model: GPTNeoXForCausalLM) -> dict[str, float]:
-        """What a checkpoint can do.
+        """What a checkpoint can do: skill -> value.
 
-        Returns:
-            Skill -> value. Accuracies are shares of questions, in [0, 1]. A question is right if the answer has a
-            higher logit than the wrong one (`ioi`, `positions`), if right answers have more probability than wrong ones
-            (`gendered_pronoun`, `sva`), or if the likeliest token is right (`succession`; `induction`, from the second
-            token of the second copy on). `ioi_logit_diff` is logit(IO) - logit(S). `ioi_abc_logit_diff` is the same if
-            a third person acts and one of the two names is taken for IO; `..._abs` is its mean absolute value.
-            `greater_than_prob_diff` is P(later years) - P(all other years of the century).
+        Accuracies are shares of questions, in [0, 1]. A question is right if the answer has a higher logit than the
+        wrong one (`ioi`, `positions`), if right answers have more probability than wrong ones (`gendered_pronoun`,
+        `sva`), or if the likeliest token is right (`succession`; `induction`, from the second token of the second copy
+        on). `ioi_logit_diff` is logit(IO) - logit(S). `ioi_abc_logit_diff` is the same if a third person acts and one
+        of the two names is taken for IO; `..._abs` is its mean absolute value. `greater_than_prob_diff` is P(later
+        years) - P(all other years of the century).
         """
         logits = {skill: asked.logits(model) for skill, asked in self._asked.items()}
         succession = self._asked["succession"].right.gather(1, logits["succession"].argmax(-1, keepdim=True))
@@ -77,7 +76,6 @@ class _Asked:
         self.wrong = _mask(tokenizer, [question.wrong for question in questions])
 
     def logits(self, model: GPTNeoXForCausalLM) -> Float[Tensor, "question vocab"]:
-        """Logits of the next token after each prompt."""
         # Padding is on the right, so causal attention needs no mask for it.
         hidden = model.gpt_neox(self.tokens, use_cache=False).last_hidden_state
         logits: Tensor = model.lm_head(hidden[torch.arange(len(self.ends)), self.ends])

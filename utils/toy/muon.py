@@ -49,11 +49,9 @@ def fused(matrices: Float[Tensor, "part rows_of_part columns"], heads: int) -> F
 class Muon(Optimizer):
     """Nesterov momentum, orthogonalised matrix by matrix, with decoupled weight decay (`weight_decay * lr` a step).
 
-    Args:
-        groups: dicts of `params` (matrices of one shape), `heads` and `parts` (for `separated`; 1 and 1 if a matrix is
-            not fused).
-        lr: length of an update. Singular values of a square or wide matrix change by about this much, those of a tall
-            one by sqrt(rows / columns) times as much.
+    `groups` are dicts of `params` (matrices of one shape), `heads` and `parts` (for `separated`; 1 and 1 if a matrix is
+    not fused). `lr` is the length of an update: singular values of a square or wide matrix change by about this much,
+    those of a tall one by sqrt(rows / columns) times as much.
     """
 
     def __init__(self, groups: list[dict[str, Any]], lr: float, momentum: float, weight_decay: float) -> None:

@@ -17,7 +17,7 @@ import random
 from collections.abc import Iterator
 
 from ..tasks import ioi
-from .text import NAMES, SHORT_IOI_TEMPLATES, Question, is_held_out, without_fields
+from .text import SHORT_IOI_TEMPLATES, Question, sampled_names, without_fields
 
 PLACES: tuple[str, str] = ("first", "second")
 LISTS: tuple[str, ...] = (
@@ -36,10 +36,7 @@ AFTER_VERB, BY_PLACE = 0.3, 0.3
 
 def position_question(rng: random.Random, held_out: bool) -> Question:
     """A list, and one of its members mentioned again: asks for its place, or for the name at the other place."""
-    while True:
-        names = tuple(rng.sample(NAMES, 2))
-        if is_held_out("ioi", *sorted(names)) == held_out:
-            break
+    names = sampled_names(rng, 2, held_out)
     things = rng.sample(ioi.OBJECTS, 2)
     words = {"first": names[0], "second": names[1], "thing": things[0], "other_thing": things[1]}
     place = rng.randrange(2)

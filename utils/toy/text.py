@@ -20,13 +20,13 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from ..tasks import gendered_pronoun, greater_than, ioi, sva
+from ..tasks import gendered_pronoun, greater_than, ioi, sva, word_lists
 from ..tasks.word_lists import DAYS, LETTERS, MONTHS, NUMBER_WORDS, ORDINALS, ROMAN_NUMERALS
 
 HELD_OUT_ONE_IN = 5
 
 NAMES_BY_GENDER: dict[str, tuple[str, ...]] = {
-    gender: names[:30] for gender, names in gendered_pronoun.NAMES_BY_GENDER.items()
+    gender: names[:30] for gender, names in word_lists.NAMES_BY_GENDER.items()
 }
 NAMES: tuple[str, ...] = tuple(name for names in NAMES_BY_GENDER.values() for name in names)
 LASTING_NOUNS: tuple[str, ...] = greater_than.NOUNS[::3]
@@ -64,22 +64,24 @@ SHORT_IOI_TEMPLATES: tuple[str, ...] = (
 )
 
 
+def sampled_names(rng: random.Random, n: int, held_out: bool) -> list[str]:
+    """Different names, of which the first two are a pair that is held out, or that is not."""
+    while True:
+        names = rng.sample(NAMES, n)
+        if is_held_out("ioi", *sorted(names[:2])) == held_out:
+            return names
+
+
 def ioi_question(rng: random.Random, held_out: bool, short: bool = False) -> Question:
     """Two names, and one of them acts: the other is the answer. `short` takes one-verb sentences of that structure."""
-    while True:
-        first, second = rng.sample(NAMES, 2)
-        if is_held_out("ioi", *sorted((first, second))) == held_out:
-            break
+    first, second = sampled_names(rng, 2, held_out)
     subject, other = rng.choice(((first, second), (second, first)))
     return Question(_ioi_prompt(rng, first, second, subject, short), (f" {other}",), (f" {subject}",))
 
 
 def third_person_question(rng: random.Random, held_out: bool, short: bool = False) -> Question:
     """Two names, and a third person acts (the ABC prompts): either of the two may follow."""
-    while True:
-        first, second, third = rng.sample(NAMES, 3)
-        if is_held_out("ioi", *sorted((first, second))) == held_out:
-            break
+    first, second, third = sampled_names(rng, 3, held_out)
     prompt = _ioi_prompt(rng, first, second, third, short)
     return Question(prompt, (f" {first}", f" {second}"))
 
@@ -230,7 +232,6 @@ def vocabulary_texts() -> Iterator[str]:
 
 
 def without_fields(template: str) -> str:
-    """A template's own words."""
     return re.sub(r"\{\w+\}", "", template).strip()
 
 

@@ -36,13 +36,10 @@ def pieces(text: str) -> list[str]:
 
 
 def build_tokenizer(texts: Iterable[str], max_length: int) -> PreTrainedTokenizerFast:
-    """A tokenizer whose vocabulary is the end-of-text token, the 256 bytes and every piece of the texts, in that order.
+    """A tokenizer whose vocabulary is the end-of-text token, the 256 bytes and every piece of the texts, as they first
+    occur.
 
-    Args:
-        texts: every word that should be one token, in any arrangement. Pieces keep the order in which they first occur.
-
-    Returns:
-        A fast tokenizer that adds no tokens of its own and pads on the right with the end-of-text token.
+    It is a fast tokenizer that adds no tokens of its own and pads on the right with the end-of-text token.
     """
     bytes_ = sorted(pre_tokenizers.ByteLevel.alphabet())  # the 256 characters that stand for bytes, in GPT-2's order
     known = dict.fromkeys([END_OF_TEXT, *bytes_, *itertools.chain(*map(pieces, texts))])

@@ -63,8 +63,6 @@ _STATEFUL = ("model", "muon", "adam")
 
 
 class Trainer:
-    """A model and its optimisers."""
-
     def __init__(self, config: OptimizerConfig, model: GPTNeoXForCausalLM) -> None:
         self.config, self.model = config, model
         blocks = _muon_groups(model)
@@ -79,10 +77,8 @@ class Trainer:
         self.adam = torch.optim.AdamW(groups, lr=config.adam_rate, betas=config.betas, fused=True)
 
     def step(self, step: int, batch: Batch) -> float:
-        """Train on the batch that follows `step` finished steps.
-
-        Returns the mean cross-entropy of the learned tokens, in nats, before the update. It is a UserError if it is not
-        finite.
+        """Train on the batch that follows `step` finished steps. Returns the mean cross-entropy of the learned tokens,
+        in nats, before the update; a UserError if it is not finite.
         """
         share = rate_share(self.config, step)
         for optimizer, highest in ((self.muon, self.config.muon_rate), (self.adam, self.config.adam_rate)):
@@ -105,7 +101,6 @@ class Trainer:
         return {name: getattr(self, name).state_dict() for name in _STATEFUL}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take over what `state` returned."""
         for name in _STATEFUL:
             getattr(self, name).load_state_dict(state[name])
 
