@@ -24,8 +24,8 @@ from circuits_over_time.edge_attribution_patching.model.architecture_table impor
 from circuits_over_time.utils.base.errors import shortened
 from circuits_over_time.utils.base.progress import configure_logging
 from circuits_over_time.utils.comparison.keys import ComparisonConfig
-from circuits_over_time.utils.config.explain import blocks_in, extra
-from circuits_over_time.utils.config.keys import BaseConfig, TaskConfig
+from circuits_over_time.utils.config.explain import blocks_in
+from circuits_over_time.utils.config.keys import BaseConfig, TaskConfig, is_execution
 from circuits_over_time.utils.models.known_families import FAMILIES, Damage, FamilyRecord
 from circuits_over_time.utils.models.weight_files import TRAINING_FOLDERS
 from circuits_over_time.utils.results.comparison import COMPARISONS
@@ -89,7 +89,7 @@ def _rows(schema: Schema, values: pydantic.BaseModel | None = None, prefix: str 
         default, blocks = getattr(values, name, PydanticUndefined), blocks_in(info.annotation)
         meaning = info.description or (blocks[0].__doc__ if blocks else "") or ""
         shown = "" if isinstance(default, pydantic.BaseModel) else _shown(default)
-        yield f"`{prefix}{name}`", shown, meaning, "yes" if extra(info).get("execution") else ""
+        yield f"`{prefix}{name}`", shown, meaning, "yes" if is_execution(info) else ""
         for block in blocks:
             below = f"{prefix}{name}.{'NAME.' * isinstance(default, dict)}"
             yield from _rows(block, default if isinstance(default, block) else None, below)

@@ -541,7 +541,7 @@ def load_config(schema: type[Schema], path: Path | None, overrides: list[str]) -
 def result_keys(config: pydantic.BaseModel, prefix: str = "") -> Iterator[tuple[str, FieldInfo, Any]]:
     """The keys that results depend on, all but the execution keys: flat name (`eap.ig_steps`), field and value."""
     for name, field in type(config).model_fields.items():
-        if not extra(field).get("execution") or (name == "batch_size" and counts_batches(config)):
+        if not is_execution(field) or (name == "batch_size" and counts_batches(config)):
             if isinstance(value := getattr(config, name), pydantic.BaseModel):
                 yield from result_keys(value, f"{prefix}{name}.")
             elif isinstance(value, dict) and blocks_in(field.annotation):
@@ -569,3 +569,8 @@ def files_read(config: pydantic.BaseModel) -> dict[str, Path]:
     """The files and folders that a config names and results depend on, by their flat keys (`cspa.corpus`)."""
     named = {name: Path(value) for name, key, value in result_keys(config) if extra(key).get("file") and value}
     return {name: path.expanduser() for name, path in named.items() if path.expanduser().exists()}
+
+
+def is_execution(field: FieldInfo) -> bool:
+    """Whether a key changes no result but by rounding."""
+    return bool(extra(field).get("execution"))

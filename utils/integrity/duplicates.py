@@ -114,19 +114,11 @@ class DuplicateReport:
             for file, sha256 in held.hashes.items():
                 here = by_file[step, file]
                 worst = next((one for one in here if not one.expected), here[0] if here else None)
-                rows.append(
-                    start
-                    | {
-                        "file": file,
-                        "bytes": held.sizes.get(file),
-                        "sha256": sha256,
-                        "problem": worst.problem if worst else None,
-                        "same_as": "; ".join(str(one.other) for one in here) or None,
-                        "known": known,
-                    }
-                )
-        frame = pd.DataFrame(rows, columns=list(COLUMNS))
-        return frame.astype({"bytes": "Int64"})
+                about = {"file": file, "bytes": held.sizes.get(file), "sha256": sha256, "known": known}
+                about["problem"] = worst.problem if worst else None
+                about["same_as"] = "; ".join(str(one.other) for one in here) or None
+                rows.append(start | about)
+        return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"bytes": "Int64"})
 
 
 def damages_at(family: Family, step: int) -> list[Damage]:

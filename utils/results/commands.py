@@ -113,16 +113,8 @@ def how_to_compare(root: Path, **keys: Any) -> str:
         config = read_run(root / "comparison" / "run.json").get("config", {})
         given = {name: value for name, value in config.items() if name not in _NOT_REPEATED}
     module = importlib.import_module(f"circuits_over_time.{COMPARE.removesuffix('.py')}")
-    return _written(
-        COMPARE,
-        None,
-        _further(
-            module.ComparisonConfig,
-            {},
-            None,
-            given | keys | {"results_dir": str(root)} | ({"overwrite": True} if given and keys else {}),
-        ),
-    )
+    wanted = given | keys | {"results_dir": str(root)} | ({"overwrite": True} if given and keys else {})
+    return _written(COMPARE, None, _further(module.ComparisonConfig, {}, None, wanted))
 
 
 def command(
