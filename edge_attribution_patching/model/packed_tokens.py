@@ -164,6 +164,7 @@ class PackedTokens(Movable):
         self.on_cpu = starts.numpy(), lengths.numpy()
         self._rows: dict[str, AttentionRows] = {}
         self._rotations: dict[tuple[Rotary, torch.dtype], Rotation] = {}
+        self._at_last: PackedTokens | None = None
         self._elsewhere = SimpleNamespace(by_device={})  # In an object that `to_device` does not look into.
         if device.type != "cpu":
             vars(self).update(vars(to_device(self, device)))
@@ -174,12 +175,14 @@ class PackedTokens(Movable):
         return cls(torch.zeros_like(lengths), lengths, device)
 
     def at_last_tokens(self) -> PackedTokens:
-        """Only each prompt's last token runs."""
-        lengths = torch.from_numpy(self.on_cpu[1])
-        last = PackedTokens(lengths - 1, lengths)
-        for rotary, dtype in self._rotations:  # To be sent along.
-            last._rotation(rotary, dtype)
-        return to_device(last, self.lengths.device)
+        """Only each prompt's last token runs. What is asked for on the CPU goes along to a device."""
+        if self._at_last is None:
+            lengths = torch.from_numpy(self.on_cpu[1])
+            last = PackedTokens(lengths - 1, lengths)
+            for rotary, dtype in self._rotations:  # To be sent along.
+                last._rotation(rotary, dtype)
+            self._at_last = to_device(last, self.lengths.device)
+        return self._at_last
 
     def on(self, device: torch.device, weights: ModelWeights) -> PackedTokens:
         """The same on the device of some of a model's layers, with what these ask for; sent there once."""

@@ -136,6 +136,7 @@ class TokenPairs:
         weights: ModelWeights | None = None,
         memory_budget_gb: float | None = None,
         device: torch.device | None = None,
+        at_answers: bool = False,
     ) -> Iterator[PairBatch]:
         """All pairs. Those whose tails have similar lengths come together, so that attention pads little.
 
@@ -144,6 +145,7 @@ class TokenPairs:
             memory_budget_gb: with the model, how much a pass may take where batches go by memory (`pairs_at_once`).
             device: where the batches go; by default to the model's, or without one to that of the tokens. Nobody waits
                 if the tokens are on the CPU.
+            at_answers: send along what passes over the answers' tokens alone ask for.
         """
         if weights is not None and memory_budget_gb is not None:
             batch_size = pairs_at_once(weights, self.clean.shape[1], batch_size, memory_budget_gb)
@@ -160,6 +162,8 @@ class TokenPairs:
             layout = PackedTokens(starts[index], lengths[index])
             if weights is not None:
                 layout.made_for(weights)
+            if at_answers:
+                layout.at_last_tokens()
             of_roles: tuple[Tensor, ...] = ()
             if self.roles is not None:
                 of_token = self.roles.of_token[index][layout.prompt, layout.position]

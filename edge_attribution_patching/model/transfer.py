@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -19,6 +19,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 T = TypeVar("T")
+
+AHEAD = 2**26
+"""Bytes that wait for a copy until others join them."""
 
 
 class Movable:
@@ -51,6 +54,19 @@ def to_device(what: T, device: torch.device) -> T:
         what,
         {id(one): there[place].view(one.dtype).view(one.shape) for one, place in zip(moving, places, strict=True)},
     )
+
+
+def sent_ahead(items: Iterable[T], device: torch.device) -> Iterator[T]:
+    """The items with their tensors on a device, of which the next ones go along in one copy (`AHEAD`)."""
+    waiting: list[T] = []
+    size = 0
+    for item in items:
+        waiting.append(item)
+        size += sum(one.nbytes for one in _tensors(item))
+        if size >= AHEAD:
+            yield from to_device(waiting, device)
+            waiting, size = [], 0
+    yield from to_device(waiting, device)
 
 
 def _tensors(what: Any) -> Iterator[Tensor]:

@@ -37,7 +37,7 @@ from ..model.norms import Norm, centred, inverse_rms
 from ..model.pairs import COUNTED, GB, Metric, bar
 from ..model.weights import ModelWeights
 from .differences import Differences
-from .plan import NO_OVERRIDES, ActivationOverrides, Plan, spanning_norms
+from .plan import NO_OVERRIDES, ActivationOverrides, Given, Plan, spanning_norms
 from .runs import PreparedRuns, metric_of_finals
 from .steps import HeadInputs, LayerSteps, Steps
 
@@ -96,11 +96,36 @@ def evaluate_masks_final(
             the stack that leave a head alone, it is the attention in the run that the head is taken from.
         spare: bytes that may be computed for nobody so that masks are stacked (`Plan.stacks`).
     """
+    steps = plan_steps(weights, runs, masks, overrides.nodes, memory_budget_gb, shortcuts, spare)
+    return run_steps(weights, runs, next(Steps.sent([steps], weights)), overrides, observe)
+
+
+def plan_steps(
+    weights: ModelWeights,
+    runs: PreparedRuns,
+    masks: Bool[Tensor, "mask n_forward n_backward"],
+    given: Given,
+    memory_budget_gb: float,
+    shortcuts: bool = True,
+    spare: float = math.inf,
+) -> list[Steps]:
+    """What `evaluate_masks_final` does, stack by stack, on the CPU."""
+    plan = Plan.of(Graph.of(weights), masks, spanning_norms(weights), given=given, shortcuts=shortcuts)
+    token_bytes = runs.layout.n_tokens * weights.d_model * weights.embed.element_size()
+    return [Steps.of(weights, plan, part) for part in plan.stacks(memory_budget_gb * GB, token_bytes, spare)]
+
+
+def run_steps(
+    weights: ModelWeights,
+    runs: PreparedRuns,
+    stacks: Sequence[Steps],
+    overrides: ActivationOverrides = NO_OVERRIDES,
+    observe: Observer | None = None,
+) -> Float[Tensor, "mask prompt d_model"]:
+    """What `evaluate_masks_final` gives, from steps that are where the model is."""
     with torch.no_grad():
-        plan = Plan.of(Graph.of(weights), masks, spanning_norms(weights), overrides=overrides, shortcuts=shortcuts)
-        token_bytes = runs.layout.n_tokens * weights.d_model * weights.embed.element_size()
-        stacks = bar(list(plan.stacks(memory_budget_gb * GB, token_bytes, spare)), "circuits and patches")
-        return torch.cat([_PatchedPass(weights, runs, plan.select(part), observe).run() for part in stacks])
+        passes = bar(stacks, "circuits and patches")
+        return torch.cat([_PatchedPass(weights, runs, steps, overrides, observe).run() for steps in passes])
 
 
 def evaluate_metric(
@@ -128,15 +153,20 @@ class _PatchedPass:
     of the base run, that of the source run and the computed one, and a `Choice` takes the right one for each mask.
     """
 
-    def __init__(self, weights: ModelWeights, runs: PreparedRuns, plan: Plan, observe: Observer | None = None) -> None:
-        self.weights, self.runs, self.plan, self.observe = weights, runs, plan, observe
-        self.graph, self.layout = plan.graph, runs.layout
+    def __init__(
+        self,
+        weights: ModelWeights,
+        runs: PreparedRuns,
+        steps: Steps,
+        overrides: ActivationOverrides,
+        observe: Observer | None,
+    ) -> None:
+        self.weights, self.runs, self.steps, self.observe = weights, runs, steps, observe
+        self.graph, self.layout, self.overrides = Graph.of(weights), runs.layout, overrides.select(steps.part)
         self.last_layer = weights.n_layers - 1
         self.rotations = runs.layout.rotations(weights)
-        self.steps = Steps.of(weights, plan).on_devices(weights)
-        self.differences = Differences(
-            self.steps.n_masks, self.steps.n_kept, runs.base.embedded, runs.batch.tokens_of_roles
-        )
+        self.masks = torch.arange(steps.part.start, steps.part.stop)
+        self.differences = Differences(len(self.masks), steps.n_kept, runs.base.embedded, runs.batch.tokens_of_roles)
 
     def run(self) -> Float[Tensor, "mask prompt d_model"]:
         runs, steps = self.runs, self.steps
@@ -173,7 +203,7 @@ class _PatchedPass:
                 self.observe(attended)
             fresh = attended.written if steps.kept is None else attended.written[:, :, steps.kept]
         written = steps.choice(base, source, fresh)
-        _override(written, self.plan.overrides.outputs, [self.graph.head(index, head) for head in steps.on_cpu[0]])
+        _override(written, self.overrides.outputs, [self.graph.head(index, head) for head in steps.on_cpu[0]])
         return rearrange(written - base, "mask token head d_head -> mask head token d_head")
 
     def _post_inverse_scale(self, index: int, steps: LayerSteps, fresh: Tensor) -> Tensor:
@@ -199,7 +229,7 @@ class _PatchedPass:
         laid = torch.cat((q_padded, *keys_and_values.chunk(2, dim=-2)), dim=-3).transpose(-3, -2)
         z, pattern = attend(layer, laid.contiguous(), queries)
         z = z.transpose(-3, -2).flatten(1, 2)[:, queries.places]
-        return HeadAttention(index, steps.on_cpu[1], steps.attending, self.plan.rows, q, k, v, pattern, z)
+        return HeadAttention(index, steps.on_cpu[1], steps.attending, self.masks, q, k, v, pattern, z)
 
     def _qkv(self, index: int, letter: QKVName, steps: LayerSteps) -> Float[Tensor, "mask token head d_head"]:
         """q, k or v of the heads that attend under every mask: a run's, or computed."""
@@ -213,7 +243,7 @@ class _PatchedPass:
             fresh = fresh if inputs.kept is None else fresh[:, :, inputs.kept]
         x = inputs.choice(base, source, fresh)
         nodes = [self.graph.head_input(index, head, letter) for head in steps.on_cpu[1]]
-        _override(x, self.plan.overrides.inputs, nodes)
+        _override(x, self.overrides.inputs, nodes)
         return x
 
     def _project(self, index: int, letter: QKVName, inputs: HeadInputs) -> Float[Tensor, "mask token head d_head"]:
@@ -276,7 +306,7 @@ class _PatchedPass:
         """Write the differences of some heads of a layer."""
         W_O = centred(self.weights.final_norm, self.weights.layers[index].W_O_scaled[steps.heads])
         written = self.differences.of_next(len(steps.heads))
-        for mask in range(len(self.plan)):  # One mask at a time: its rows lie together in memory, and need no copy.
+        for mask in range(len(self.masks)):  # One mask at a time: its rows lie together in memory, and need no copy.
             torch.bmm(change[mask], W_O, out=written[mask])
 
     def _write_mlp(self, index: int, steps: LayerSteps) -> None:

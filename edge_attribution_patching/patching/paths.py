@@ -19,9 +19,10 @@ one, and to all else the lower one's. It takes two passes, of which the first re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 
 import torch
 from jaxtyping import Bool, Float
@@ -30,9 +31,10 @@ from torch import Tensor
 from ..choices import QKV, QKVName
 from ..graph import Graph
 from ..model.weights import ModelWeights
-from .forward import HeadAttention, Observer, evaluate_masks_final
+from .forward import HeadAttention, Observer, plan_steps, run_steps
 from .plan import ActivationOverrides
 from .runs import PreparedRuns
+from .steps import Steps
 
 Head = tuple[int, int]
 """Layer and head."""
@@ -139,38 +141,38 @@ def recompute_after(
         observe: told of the heads that are recomputed after the receivers; its masks are the senders.
     """
     graph = Graph.of(weights)
-    finals = [runs.base.final[None]]
-    order = [0] * len(senders)  # the place of each sender's among the finals
     # Senders of one layer share their receivers, and so their passes.
-    for layer in sorted({layer for layer, _ in senders}):
-        reading = receivers.above(layer)
-        if not reading.heads:
-            continue
-        rows = torch.tensor([row for row, (of, _) in enumerate(senders) if of == layer])
-        of_layer = [senders[row] for row in rows.tolist()]
-        for place, row in enumerate(rows.tolist(), start=sum(map(len, finals))):
-            order[row] = place
-        masks = path_masks(graph, of_layer, [reading], through_mlps=through_mlps)
+    rows_of = {
+        layer: [row for row, (of, _) in enumerate(senders) if of == layer]
+        for layer in sorted({layer for layer, _ in senders})
+        if receivers.above(layer).heads
+    }
+
+    def passes() -> Iterator[list[Steps]]:
+        """Of every layer's senders two: to record what receivers read, and with what they are given then."""
+        for layer, rows in rows_of.items():
+            reading = receivers.above(layer)
+            masks = path_masks(graph, [senders[row] for row in rows], [reading], through_mlps=through_mlps)
+            yield plan_steps(weights, runs, masks, ((), ()), memory_budget_gb)
+            again, given = recompute_mask(graph).expand_as(masks), (reading.inputs(graph), ())
+            yield plan_steps(weights, runs, again, given, memory_budget_gb)
+
+    planned = Steps.sent(passes(), weights)
+    finals = [runs.base.final[None]]
+    for layer, rows in rows_of.items():
         inputs: dict[int, Tensor] = {}  # backward index -> what the receiver reads there, for every sender
-        record = partial(_record, graph, reading, inputs, len(of_layer))
-        evaluate_masks_final(weights, runs, masks, memory_budget_gb=memory_budget_gb, observe=record)
+        record = partial(_record, graph, receivers.above(layer), inputs, len(rows))
+        run_steps(weights, runs, next(planned), observe=record)
 
-        def observe_rows(attended: HeadAttention, rows: Tensor = rows) -> None:
+        def observe_rows(attended: HeadAttention, rows: Sequence[int] = rows) -> None:
             assert observe is not None
-            observe(replace(attended, masks=rows[attended.masks]))
+            observe(replace(attended, masks=torch.tensor(rows)[attended.masks]))
 
-        finals.append(
-            evaluate_masks_final(
-                weights,
-                runs,
-                recompute_mask(graph).expand_as(masks),
-                overrides=ActivationOverrides(inputs=inputs),
-                memory_budget_gb=memory_budget_gb,
-                observe=observe and observe_rows,
-            )
-        )
+        given = ActivationOverrides(inputs=inputs)
+        finals.append(run_steps(weights, runs, next(planned), given, observe and observe_rows))
     every = torch.cat(finals)
-    return torch.stack([every[place] for place in order])
+    place_of = {row: place for place, row in enumerate(chain.from_iterable(rows_of.values()), start=1)}
+    return torch.stack([every[place_of.get(row, 0)] for row in range(len(senders))])
 
 
 def _record(

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float, Int, Int8
+from jaxtyping import Bool, Float, Int8
 from torch import Tensor
 
 from ..graph import Graph
@@ -40,6 +40,11 @@ class ActivationOverrides:
     inputs: Mapping[int, Float[Tensor, "#mask token d_head"]] = field(default_factory=dict)
     outputs: Mapping[int, Float[Tensor, "#mask token d_head"]] = field(default_factory=dict)
 
+    @property
+    def nodes(self) -> Given:
+        """Which they are."""
+        return tuple(self.inputs), tuple(self.outputs)
+
     def select(self, part: slice) -> ActivationOverrides:
         """What is given under some of the masks."""
         inputs, outputs = (
@@ -51,6 +56,8 @@ class ActivationOverrides:
 
 NO_OVERRIDES = ActivationOverrides()
 
+Given = tuple[Sequence[int], Sequence[int]]
+"""Backward indices of the inputs and forward indices of the heads that are given something (`ActivationOverrides`)."""
 
 SpanningNorms = tuple[bool, bool, bool]
 """What one norm covers of all heads of a layer together: their queries, their keys, what they write."""
@@ -69,8 +76,6 @@ class Plan:
     """The states of all nodes and inputs under some masks, on the CPU."""
 
     graph: Graph
-    overrides: ActivationOverrides
-    rows: Int[Tensor, " mask"]  # which of all masks these are
     # Edges that carry the source run; one role where they are the same at all of them.
     masks: Bool[Tensor, "mask role n_nodes n_backward"]
     nodes: Int8[Tensor, "mask n_forward"]  # BASE, SOURCE, COMPUTED or OVERRIDDEN for each forward node
@@ -86,7 +91,7 @@ class Plan:
         masks: Bool[Tensor, "mask n_forward n_backward"],
         spanning: Sequence[SpanningNorms] | None = None,
         *,
-        overrides: ActivationOverrides = NO_OVERRIDES,
+        given: Given = ((), ()),
         shortcuts: bool = True,
     ) -> Plan:
         """Work out every state under masks on any device, whose entries that are no edges are ignored.
@@ -100,17 +105,17 @@ class Plan:
         masks[:, :-1, :, graph.read_at_answer] = masks[:, -1:, :, graph.read_at_answer]
         if masks.shape[1] > 1 and bool((masks == masks[:, :1]).all()):
             masks = masks[:, :1]
-        nodes, inputs = _states(graph, masks, overrides, shortcuts)
+        nodes, inputs = _states(graph, masks, given, shortcuts)
         reaching = _reaching(graph, masks.any(1), nodes, inputs, spanning or [(False, False, False)] * graph.n_layers)
-        return cls(graph, overrides, torch.arange(len(masks)), masks, nodes, inputs, *reaching)
+        return cls(graph, masks, nodes, inputs, *reaching)
 
     def __len__(self) -> int:
         return len(self.masks)
 
     def select(self, part: slice) -> Plan:
         """Some of the masks."""
-        tensors = (self.rows, self.masks, self.nodes, self.inputs, self.needed, self.attending, self.read)
-        return Plan(self.graph, self.overrides.select(part), *(tensor[part] for tensor in tensors))
+        tensors = (self.masks, self.nodes, self.inputs, self.needed, self.attending, self.read)
+        return Plan(self.graph, *(tensor[part] for tensor in tensors))
 
     def stacks(self, memory_budget: float, token_bytes: int, spare: float = math.inf) -> Iterator[slice]:
         """Split the masks into stacks whose differences stay within a budget of bytes, one mask at least.
@@ -136,11 +141,9 @@ class Plan:
             start = stop
 
 
-def _states(graph: Graph, masks: Tensor, overrides: ActivationOverrides, shortcuts: bool) -> tuple[Tensor, Tensor]:
+def _states(graph: Graph, masks: Tensor, given: Given, shortcuts: bool) -> tuple[Tensor, Tensor]:
     """States of the forward nodes and of the inputs, from the first layer to the logits."""
-    given_inputs, given_outputs = (
-        torch.tensor(list(part), dtype=torch.long) for part in (overrides.inputs, overrides.outputs)
-    )
+    given_inputs, given_outputs = (torch.tensor(part, dtype=torch.long) for part in given)
     n_masks = len(masks)
     nodes = torch.full((n_masks, graph.n_forward), BASE, dtype=torch.int8)
     inputs = torch.full((n_masks, graph.n_backward), BASE, dtype=torch.int8)

@@ -6,6 +6,7 @@ nothing in the pass itself looks at a value, so the processor never waits for th
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -14,7 +15,7 @@ from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor
 
 from ..choices import QKV
-from ..model.transfer import Movable, to_device
+from ..model.transfer import Movable, sent_ahead, to_device
 from ..model.weights import LayerWeights, ModelWeights
 from .differences import Reading
 from .plan import COMPUTED, SOURCE, Plan
@@ -113,12 +114,13 @@ class Steps(Movable):
     """All layers of a stack of masks, and what the logits read.
 
     Attributes:
+        part: which of all masks these are.
         n_kept: nodes whose differences are kept.
         from_input: whether that of `input` is among them.
         computed: which masks need a pass; None where none does.
     """
 
-    n_masks: int
+    part: slice
     n_kept: int
     from_input: bool
     layers: list[LayerSteps]
@@ -127,14 +129,14 @@ class Steps(Movable):
     computed: Bool[Tensor, "mask 1 1"] | None
 
     @classmethod
-    def of(cls, weights: ModelWeights, plan: Plan) -> Steps:
-        """Those of a plan, on the CPU."""
-        graph = plan.graph
+    def of(cls, weights: ModelWeights, plan: Plan, part: slice) -> Steps:
+        """Those of some masks of a plan, on the CPU."""
+        graph, plan = plan.graph, plan.select(part)
         state = plan.inputs[:, graph.logits, None, None]
         kept = plan.needed.any(0)
         edges = plan.masks[:, :, kept.nonzero()[:, 0]]
         if not bool((state == COMPUTED).any()):
-            return cls(len(plan), 0, False, [], None, state == SOURCE, None)
+            return cls(part, 0, False, [], None, state == SOURCE, None)
         # Nodes are written in their order, so those that an input can read are the first of those kept.
         layers = [
             _layer(
@@ -144,17 +146,25 @@ class Steps(Movable):
         ]
         n_kept = edges.shape[2]
         logits = Reading.by_role(edges, n_kept, [graph.logits], weights.dtype)
-        return cls(len(plan), n_kept, bool(kept[0]), layers, logits, state == SOURCE, state == COMPUTED)
+        return cls(part, n_kept, bool(kept[0]), layers, logits, state == SOURCE, state == COMPUTED)
 
-    def on_devices(self, weights: ModelWeights) -> Steps:
+    def _on_devices(self, weights: ModelWeights) -> Steps:
         """Each layer's where the layer is, the logits' with the last one, and the rest on the model's device."""
-        if len(weights.devices) == 1 or not self.layers:
+        if not self.layers:
             return to_device(self, weights.device)
         layers: list[LayerSteps] = []
         for device, some in groupby(zip(weights.layers, self.layers, strict=True), lambda pair: pair[0].device):
             layers += to_device([steps for _, steps in some], device)
         logits = to_device(self.logits, weights.layers[-1].device)
         return replace(to_device(replace(self, layers=[], logits=None), weights.device), layers=layers, logits=logits)
+
+    @staticmethod
+    def sent(passes: Iterable[list[Steps]], weights: ModelWeights) -> Iterator[list[Steps]]:
+        """Those of several passes where the model is, as many in one copy as `AHEAD` bytes hold."""
+        if len(weights.devices) > 1:
+            yield from ([steps._on_devices(weights) for steps in of_pass] for of_pass in passes)
+        else:
+            yield from sent_ahead(passes, weights.device)
 
 
 def _layer(layer: LayerWeights, plan: Plan, index: int, edges: Tensor, n_written: list[int]) -> LayerSteps:

@@ -10,7 +10,7 @@ import torch
 from circuits_over_time.edge_attribution_patching.model.norms import centred
 from circuits_over_time.edge_attribution_patching.patching.paths import Receivers
 from circuits_over_time.utils.algorithms.attention import NAMES, name_attention
-from circuits_over_time.utils.algorithms.effects import LogitDifference
+from circuits_over_time.utils.algorithms.effects import Exchange, LogitDifference, reads
 from circuits_over_time.utils.tasks.metrics import METRICS
 from tests.support.ioi_setup import HEADS, random_setup
 from tests.support.path_patching_reference import path_patched_logits, recomputed_after, swapped_at_end
@@ -82,7 +82,8 @@ def test_exchanges_equal_hooks_at_the_answer(architecture: str, only_into_querie
     others = setup.variants["same_token_opposite_order"]
     senders, movers = [(0, 1), (1, 2)], [(1, 0), (2, 1)]
     names = torch.stack([setup.prompts.positions[name] for name in NAMES], dim=1)
-    exchange = setup.runs(others).exchanged(senders, movers, names, only_into_queries=only_into_queries)
+    values, watch = setup.runs(others).exchanged(senders, movers, names, only_into_queries=only_into_queries)
+    exchange = Exchange(values, watch.attention(), reads(senders, movers))
     for row, sender in enumerate(senders):
         attended = []
         for i in range(3):

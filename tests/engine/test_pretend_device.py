@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from circuits_over_time.edge_attribution_patching.model import transfer
 from circuits_over_time.edge_attribution_patching.model.transfer import (
     checked_at_the_end,
     largest_of,
     require_finite,
+    sent_ahead,
     to_cpu,
 )
 from tests.support.paths import ROOT
@@ -25,8 +27,8 @@ MOST = {
     "circuits": (14_685, 62, 122),  # of two tasks, each with the attention of heads on a prompt: 114, 4 and 5
     "ablated": (4_453, 21, 50),  # by means at each position
     "tested": (6_841, 23, 45),  # with statistical tests
-    "consistency": (13_223, 28, 81),
-    "greater_than": (2_679, 11, 23),
+    "consistency": (13_124, 26, 59),
+    "greater_than": (2_616, 11, 20),
     "components": (766, 4, 7),
     "cspa": (1_722, 4, 7),
     "successor": (707, 3, 5),
@@ -154,3 +156,12 @@ def test_numbers_come_with_what_is_still_to_be_checked_in_one_copy() -> None:
             require_finite({"here": largest_of(there / 0)}, torch.float32)
             with pytest.raises(FloatingPointError, match="here gives NaN or infinity"):
                 to_cpu(there)
+
+
+def test_what_comes_later_goes_along_in_one_copy_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "AHEAD", 2 * 3 * 8)
+    items = [[torch.arange(3) + n] for n in range(5)]
+    with pretended_device() as counting:
+        there = list(sent_ahead(iter(items), device()))
+        assert counting.restart().transfers == 3  # Two items each, and the last one.
+        assert [[one.cpu().tolist() for one in item] for item in there] == [[[n, n + 1, n + 2]] for n in range(5)]

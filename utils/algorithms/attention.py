@@ -12,7 +12,7 @@ from torch import Tensor
 from circuits_over_time.edge_attribution_patching.model.forward import LayerActivations, embed, forward
 from circuits_over_time.edge_attribution_patching.model.packed_tokens import PackedTokens
 from circuits_over_time.edge_attribution_patching.model.pairs import PairBatch
-from circuits_over_time.edge_attribution_patching.model.transfer import checked_at_the_end, to_cpu, to_device
+from circuits_over_time.edge_attribution_patching.model.transfer import Movable, checked_at_the_end, to_cpu, to_device
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 from circuits_over_time.edge_attribution_patching.patching.forward import HeadAttention
 from circuits_over_time.edge_attribution_patching.patching.paths import Head
@@ -56,7 +56,7 @@ def name_attention(
     return by_prompt, by_prompt.mean(dim=-1)
 
 
-class AttentionWatch:
+class AttentionWatch(Movable):
     """The attention of some heads from the answer's token, under every mask of a patched forward of `at_answers` runs.
 
     Args:
@@ -64,7 +64,7 @@ class AttentionWatch:
         n_masks: how many masks the patched forward has.
 
     Attributes:
-        seen: what each layer of each batch attended to, on the device.
+        seen: what each layer of each batch attended to.
     """
 
     def __init__(self, heads: Sequence[Head], positions: Int[Tensor, "prompt name"], n_masks: int) -> None:
@@ -81,10 +81,10 @@ class AttentionWatch:
             keys = self._positions[batch.index][None, :, None, :].expand(len(pattern), -1, pattern.shape[2], -1)
             self.seen.append((attended.masks, columns, batch.rows, pattern.gather(3, keys).float()))
 
-    def attention(self, seen: Sequence[tuple[Any, ...]]) -> Float[Tensor, "mask head prompt name"]:
-        """Of all that was `seen`, once it is on the CPU; zero where a head was not recomputed."""
+    def attention(self) -> Float[Tensor, "mask head prompt name"]:
+        """Of all that was `seen`, once that is on the CPU; zero where a head was not recomputed."""
         attention = torch.zeros(self._shape)
-        for masks, columns, rows, to_names in seen:
+        for masks, columns, rows, to_names in self.seen:
             for place, column in enumerate(columns):
                 if column >= 0:
                     attention[masks[:, None], column, torch.from_numpy(rows)] = to_names[:, :, place]

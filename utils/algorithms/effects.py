@@ -8,7 +8,7 @@ the levels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import groupby
@@ -114,7 +114,7 @@ class PairedRuns:
         self._metric = metric or self.logit_difference
         self.memory_budget_gb = memory_budget_gb
         pairs = TokenPairs(prompts.clean, others, prompts.lengths)
-        batches = pairs.batches(batch_size, weights=weights, memory_budget_gb=memory_budget_gb)
+        batches = pairs.batches(batch_size, weights=weights, memory_budget_gb=memory_budget_gb, at_answers=True)
         self._cut: dict[int, PreparedRuns] = {}
         self._batches = PreparedBatches(weights, batches, "clean", memory_budget_gb)
 
@@ -182,18 +182,18 @@ class PairedRuns:
         """
         memory, at_once = self.memory_budget_gb, max(1, MASK_BYTES // self.graph.edge_mask.numel())
         # Where keys and values are left alone, what happens at other tokens cannot reach the answer.
-        cut = at_answers if all(stage.letter in ("q", None) for stage in stages) else lambda runs: runs
-        cut = at_the_difference if only_at_the_difference else cut
+        batches = self.at_answers() if all(stage.letter in ("q", None) for stage in stages) else iter(self)
+        batches = map(at_the_difference, self) if only_at_the_difference else batches
 
         def final(runs: PreparedRuns) -> Float[Tensor, "sender prompt d_model"]:
-            runs, found = cut(runs), []
+            found = []
             for start in range(0, len(senders), at_once):
                 some = senders[start : start + at_once]
                 masks = path_masks(self.graph, some, stages, through_mlps=through_mlps)
                 found.append(evaluate_masks_final(self.weights, runs, masks, memory_budget_gb=memory))
             return torch.cat(found)
 
-        return self._metrics(len(senders), final)
+        return self._metrics(len(senders), final, batches)
 
     def recomputed_after(self, senders: Sequence[Head], receivers: Receivers) -> Float[Tensor, "sender prompt"]:
         """The metric if receivers read a head's other output and everything after them is recomputed."""
@@ -209,12 +209,14 @@ class PairedRuns:
         positions: Int[Tensor, "prompt name"],
         *,
         only_into_queries: bool,
-    ) -> Exchange:
-        """What happens if a head writes its other output at the answer's token, and what reads it is recomputed.
+    ) -> tuple[Float[Tensor, "sender prompt"], AttentionWatch]:
+        """The metric if a head writes its other output at the answer's token, and what reads it is recomputed.
+
+        And the movers' attention from there; both are still on the device.
 
         Args:
             senders: heads whose output is exchanged, one at a time.
-            movers: heads whose attention from the answer's token is watched.
+            movers: heads whose attention is watched.
             positions: where the tokens attended to are, on the model's device.
             only_into_queries: only the movers' queries read the other output, directly and through MLPs (at the
                 answer's token), and what follows them is recomputed. Otherwise everything after the sender reads it.
@@ -224,28 +226,32 @@ class PairedRuns:
         weights, memory = self.weights, self.memory_budget_gb
 
         def final(runs: PreparedRuns) -> Float[Tensor, "sender prompt d_model"]:
-            end, observe = at_answers(runs), partial(watch.observe, runs.batch)
+            observe = partial(watch.observe, runs.batch)
             if only_into_queries:
-                return recompute_after(weights, end, senders, queries, memory_budget_gb=memory, observe=observe)
-            return evaluate_masks_final(weights, end, masks, memory_budget_gb=memory, observe=observe)
+                return recompute_after(weights, runs, senders, queries, memory_budget_gb=memory, observe=observe)
+            return evaluate_masks_final(weights, runs, masks, memory_budget_gb=memory, observe=observe)
 
-        with checked_at_the_end():
-            values, seen = to_cpu((self._on_device(len(senders), final), watch.seen))
-        return Exchange(values, watch.attention(seen), reads(senders, movers))
+        return self._on_device(len(senders), final, map(at_answers, self)), watch
 
     def _metrics(
-        self, n_rows: int, final: Callable[[PreparedRuns], Float[Tensor, "row prompt d_model"]]
+        self,
+        n_rows: int,
+        final: Callable[[PreparedRuns], Float[Tensor, "row prompt d_model"]],
+        batches: Iterable[PreparedRuns] | None = None,
     ) -> Float[Tensor, "row prompt"]:
         """Of all prompts, from the final residual streams that a function makes of the runs of each batch."""
         with checked_at_the_end():
-            return to_cpu(self._on_device(n_rows, final))
+            return to_cpu(self._on_device(n_rows, final, batches or self))
 
     def _on_device(
-        self, n_rows: int, final: Callable[[PreparedRuns], Float[Tensor, "row prompt d_model"]]
+        self,
+        n_rows: int,
+        final: Callable[[PreparedRuns], Float[Tensor, "row prompt d_model"]],
+        batches: Iterable[PreparedRuns],
     ) -> Float[Tensor, "row prompt"]:
         dtype = torch.promote_types(self.weights.dtype, torch.float32)
         values = torch.zeros(n_rows, self.n_prompts, dtype=dtype, device=self.weights.device)
-        for runs in self:
+        for runs in batches:
             values[:, runs.batch.index] = self._metric(final(runs), runs.batch.index).to(dtype)
         return values
 

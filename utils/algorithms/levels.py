@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuits_over_time.edge_attribution_patching.model.transfer import checked_at_the_end, to_cpu
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 from circuits_over_time.edge_attribution_patching.patching.paths import Head
 from circuits_over_time.edge_attribution_patching.statistics import standard_error
@@ -33,7 +34,7 @@ from ..tasks import Prompts, Task
 from .attention import NAMES, name_attention
 from .backup import backup_table, without_backup
 from .definitions import EffectDefinition
-from .effects import Exchange, FinalMetric, PairedRuns
+from .effects import Exchange, FinalMetric, PairedRuns, reads
 from .inputs import COMPUTED, HeadFacts, IoiInputs, gather
 from .keys import IoiConsistencyConfig
 from .roles import (
@@ -177,13 +178,17 @@ class Levels:
         # What the clean prompt itself would give is known already; the other variants need a pass each.
         exchanges = {CLEAN: Exchange.of_nothing(candidates, movers, self.clean, attention)}
         names = self.names.to(self.weights.device)
-        for name, tokens in self.variants.items():
-            if name != CLEAN:
-                runs = self.runs_with(tokens, self.runs.logit_difference)
-                exchanges[name] = runs.exchanged(
-                    candidates, movers, names, only_into_queries=not self.definition.is_frozen
-                )
-        return exchanges
+        found = {}
+        with checked_at_the_end():
+            for name, tokens in self.variants.items():
+                if name != CLEAN:
+                    runs = self.runs_with(tokens, self.runs.logit_difference)
+                    found[name] = runs.exchanged(
+                        candidates, movers, names, only_into_queries=not self.definition.is_frozen
+                    )
+            found = to_cpu(found)
+        joined = reads(candidates, movers)
+        return exchanges | {name: Exchange(values, seen.attention(), joined) for name, (values, seen) in found.items()}
 
     def _induction(
         self,
