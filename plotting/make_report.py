@@ -9,7 +9,6 @@ them.
 
 import argparse
 import logging
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,11 +88,7 @@ def _collected_notes() -> Iterator[list[str]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the report.
-
-    Returns:
-        Exit code: 0, or 2 if there is something to correct, told in one line.
-    """
+    """Write the report; the exit code is that of `run_script`."""
     parser = script_parser(__doc__, "show")
     parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="the page (report.html)")
     parser.add_argument(
@@ -121,4 +116,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

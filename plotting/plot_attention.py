@@ -1,27 +1,19 @@
 """Draw what heads attend to, and which tokens they raise and lower (figures/attention_<model>_<task>_step<n>.html).
 
-A matrix per head has the attention of every token (row) of a prompt to the tokens up to it (columns). Above it stand
-the tokens whose logits the head's output raises and lowers the most at the end of the prompt, the roles that it holds
-over training, and the heads of other models that it is matched with.
+A matrix per head: attention of every token (row) of a prompt to those up to it. Above it stand the tokens whose logits
+the head raises and lowers the most, its roles over training, and its matches in other models.
 
     python plotting/plot_attention.py -r results -m toy -t ioi --step 1350 --heads a3.h1
 """
 
-import sys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from plotly.subplots import make_subplots
 
+from circuits_over_time.plotting.parts import head_attention
 from circuits_over_time.plotting.parts.export import Figure, figure_main
-from circuits_over_time.plotting.parts.head_attention import (
-    HeadsSeen,
-    heads_seen,
-    in_words,
-    matches_of,
-    roles_of,
-    token_label,
-)
+from circuits_over_time.plotting.parts.head_attention import HeadsSeen, in_words
 from circuits_over_time.plotting.parts.panels import wrapped
 from circuits_over_time.plotting.parts.style import Drawing, colour_bar, finish
 from circuits_over_time.plotting.parts.tables import Results, as_text, logger
@@ -53,7 +45,8 @@ def draw_attention(
         vertical_spacing=(_BESIDE + above) / height if rows > 1 else 0,
     )
     # Numbered, because a token may come twice.
-    labels = [f"{as_text(token_label(text))} {n}" for n, text in enumerate(seen.tokens, start=seen.left_out + 1)]
+    tokens = map(as_text, map(head_attention.token_label, seen.tokens))
+    labels = [f"{token} {n}" for n, token in enumerate(tokens, start=seen.left_out + 1)]
     for place, head in enumerate(heads):
         matrix = np.full((len(labels), len(labels)), np.nan)
         for query, attention in enumerate(seen.patterns[head]):
@@ -85,10 +78,9 @@ def draw_attention(
 
 def _title(seen: HeadsSeen, head: str, about: Sequence[str]) -> str:
     """The head's name, and what is known of it in lines that are no wider than its matrix."""
-    raised = [(text, effect) for text, effect in seen.moved[head] if effect > 0]
-    lowered = [(text, effect) for text, effect in seen.moved[head] if effect <= 0]
-    lines = [f"raises {in_words(raised)}" if raised else "", f"lowers {in_words(lowered)}" if lowered else "", *about]
-    return "<br>".join([f"<b>{head}</b>", *(wrapped(as_text(text), _LETTERS) for text in lines if text)])
+    raised, lowered = ([one for one in seen.moved[head] if (one[1] > 0) == up] for up in (True, False))
+    moved = [f"{verb} {in_words(tokens)}" for verb, tokens in (("raises", raised), ("lowers", lowered)) if tokens]
+    return "<br>".join([f"<b>{head}</b>", *(wrapped(as_text(text), _LETTERS) for text in (*moved, *about) if text)])
 
 
 def draw(results: Results) -> dict[str, Drawing]:
@@ -96,9 +88,9 @@ def draw(results: Results) -> dict[str, Drawing]:
     asked, drawn = results.arguments, {}
     results.table("attention")  # Says what is missing.
     for model in results.models("attention"):
-        roles, matches = roles_of(results, model), matches_of(results, model)
+        roles, matches = head_attention.roles_of(results, model), head_attention.matches_of(results, model)
         for task in results.tasks("attention", model):
-            by_step = heads_seen(results, model, task)
+            by_step = head_attention.heads_seen(results, model, task)
             step = max(by_step, default=None) if asked.step is None else asked.step
             if step not in by_step or step is None:
                 there = ", ".join(map(str, by_step)) or "none"
@@ -112,9 +104,8 @@ def draw(results: Results) -> dict[str, Drawing]:
                 )
             few = f"; {len(heads)} of {len(seen.patterns)} heads" if len(heads) < len(seen.patterns) else ""
             title = f"What heads look at: {task_label(as_text(task))}, {as_text(model)} at step {step:,}"
-            about = {head: [roles.get(head, "")] for head in heads}
-            for head in set(heads) & set(matches):
-                about[head].append(f"matched: {matches[head]}")
+            matched = {head: [f"matched: {of_head}"] for head, of_head in matches.items()}
+            about = {head: [roles.get(head, ""), *matched.get(head, ())] for head in heads}
             drawn[f"attention_{model}_{task}_step{step:06d}"] = draw_attention(seen, heads, about, title, few)
     if not drawn:
         raise UserError(f"--step {asked.step}: no heads of that step in {results.store.root}/attention")
@@ -131,4 +122,4 @@ FIGURE = Figure(
 )
 
 if __name__ == "__main__":
-    sys.exit(figure_main(FIGURE))
+    raise SystemExit(figure_main(FIGURE))

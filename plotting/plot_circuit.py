@@ -1,17 +1,13 @@
 """Draw the circuit itself at one checkpoint (figures/circuit_<model>_<task>_step<n>.html).
 
-Layers go upwards, and heads and MLPs are boxes. An edge into a head ends at its q, k or v input. Blue edges raise the
-task metric, orange ones lower it, and wider ones do so more. Faint edges are unstable: other prompts would often have
-given a circuit without them. Point at an edge to see its name and numbers. If the roles of IOI were measured at the
-checkpoint, a head has the colour of the roles that it holds.
-
-A circuit by the role of the token has a column for each role, in the order of the prompt. A node stands where it
+Layers go upwards, and an edge into a head ends at its q, k or v. Blue edges raise the task metric, orange ones lower
+it, wider ones do so more, and other prompts would often have given a circuit without the faint ones. A head has the
+colour of its roles in IOI. A circuit by the role of the token has a column for each role: a node stands where it
 writes, and an edge into k or v goes from the token that is attended to to wherever the circuit reads the head.
 
     python plotting/plot_circuit.py -r results -m pythia-160m -t ioi --step 143000
 """
 
-import sys
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -20,37 +16,17 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from circuits_over_time.plotting.parts.circuit_layout import (
-    BOX_HEIGHT,
-    BOX_WIDTH,
-    CircuitLayout,
-    at_roles,
-    graph_of_roles,
-    lay_out,
-)
+from circuits_over_time.plotting.parts import circuit_layout
+from circuits_over_time.plotting.parts.circuit_layout import BOX_HEIGHT, BOX_WIDTH, CircuitLayout
 from circuits_over_time.plotting.parts.circuit_similarity import nodes_of
 from circuits_over_time.plotting.parts.export import Figure, figure_main
-from circuits_over_time.plotting.parts.roles import ROLE_TINT, ROLES, Roles, role_look, roles_by_step
-from circuits_over_time.plotting.parts.style import (
-    Drawing,
-    add_key,
-    finish,
-    in_order,
-    note,
-)
+from circuits_over_time.plotting.parts.roles import ROLE_TINT, ROLES, Roles, role_look, stored_roles
+from circuits_over_time.plotting.parts.style import Drawing, add_key, finish, in_order, note
 from circuits_over_time.plotting.parts.tables import Results, as_text, logger
 from circuits_over_time.plotting.parts.theme import FAINT, INK, NEGATIVE, POSITIVE, WHITE, paint, tint, translucent
 from circuits_over_time.utils.base.errors import UserError
-from circuits_over_time.utils.results.edges import (
-    bare,
-    by_node,
-    has_roles,
-    is_of_units,
-    named_targets,
-    over_roles,
-    with_inputs,
-)
-from circuits_over_time.utils.results.store import Store
+from circuits_over_time.utils.results import edges as lists
+from circuits_over_time.utils.results.edges import bare
 from circuits_over_time.utils.tasks.registry import task_label
 
 # Where on a box's lower side an edge ends, as a share of its width.
@@ -103,16 +79,17 @@ def draw_circuit(
     is drawn without them.
     """
     roles = roles or {}
-    edges = edges if columns else over_roles(edges)
-    edges = with_inputs(edges.reindex(edges["score"].abs().sort_values(kind="stable").index))
-    nodes = by_node(edges).set_index("source") if not columns and is_of_units(edges) else None
+    edges = edges if columns else lists.over_roles(edges)
+    edges = lists.with_inputs(edges.reindex(edges["score"].abs().sort_values(kind="stable").index))
+    nodes = lists.by_node(edges).set_index("source") if not columns and lists.is_of_units(edges) else None
     ends = list(zip(edges["source"], edges["target"], strict=True))
     if nodes is not None:
         ends = [end for node in nodes.index for end in (("input", node), (node, "logits"))]
-    layout = lay_out(ends, columns)
-    edges = edges.assign(target=named_targets(edges))
+    layout = circuit_layout.lay_out(ends, columns)
+    edges = edges.assign(target=lists.named_targets(edges))
     figure = go.Figure()
-    _add_keys(figure)
+    for colour, name in ((POSITIVE, "raises the metric"), (NEGATIVE, "lowers the metric")):
+        add_key(figure, name, mode="lines", line={"color": paint(colour), "width": 3})
     if nodes is None:
         _draw_edges(figure, edges, layout)
     else:
@@ -140,15 +117,8 @@ def draw_circuit(
         for _, end in list(layout.columns.values())[:-1]:
             figure.add_vline(end, line={"color": paint(FAINT), "width": 1, "dash": "dot"}, layer="below")
     ticks, names = zip(*((y, name) for y, name in layout.rows if name), strict=True)
-    figure.update_yaxes(
-        range=[-0.5, layout.height + 0.5],
-        tickvals=ticks,
-        ticktext=names,
-        showgrid=False,
-        showline=False,
-        zeroline=False,
-        tickfont_size=12,
-    )
+    figure.update_yaxes(range=[-0.5, layout.height + 0.5], tickvals=ticks, ticktext=names)
+    figure.update_yaxes(showgrid=False, showline=False, zeroline=False, tickfont_size=12)
     return drawing
 
 
@@ -173,11 +143,6 @@ def _draw_edges(figure: go.Figure, edges: pd.DataFrame, layout: CircuitLayout) -
             line = {"color": translucent(colour, opacity), "width": width}
             figure.add_scatter(x=xs, y=ys, mode="lines", line=line, hoverinfo="skip", showlegend=False)
             _add_hover(figure, middles, {"size": 9, "color": paint(colour)})
-
-
-def _add_keys(figure: go.Figure) -> None:
-    for colour, name in ((POSITIVE, "raises the metric"), (NEGATIVE, "lowers the metric")):
-        add_key(figure, name, mode="lines", line={"color": paint(colour), "width": 3})
 
 
 def _add_hover(figure: go.Figure, points: list[tuple[Any, ...]], marker: dict[str, Any]) -> None:
@@ -258,7 +223,7 @@ def draw(results: Results) -> dict[str, Drawing]:
         few = edges.loc[edges["score"].abs().nlargest(strongest).index]
         n_nodes = len(nodes_of(zip(edges["source"], edges["target"], strict=True)))
         what, also, look = "edges", f", {n_nodes} nodes", "width"
-        if is_of_units(edges):
+        if lists.is_of_units(edges):
             what, look = "heads and MLPs", "colour"
             also = f", {edges['units'].sum()} neurons" if "units" in edges else ""
         size = f"{len(edges)} {what}{also}"
@@ -268,22 +233,14 @@ def draw(results: Results) -> dict[str, Drawing]:
         in_words = f"{size}; {look} grows with |score|{', opacity with stability' if stable else ''}"
         title = f"{task_label(as_text(task))} circuit of {as_text(model)} at step {step:,}"
         columns: tuple[str, ...] = ()
-        if has_roles(few):
-            graph = graph_of_roles(results.store.folder("graphs", model, task), step, edges)
-            few, columns = at_roles(edges, graph).loc[few.index].reset_index(drop=True), graph.roles
-        drawn[f"circuit_{model}_{task}_step{step:06d}"] = draw_circuit(
-            few, title, in_words, _roles(results.store, model).get(step), columns
-        )
+        if lists.has_roles(few):
+            graph = circuit_layout.graph_of_roles(results.store.folder("graphs", model, task), step, edges)
+            few, columns = circuit_layout.at_roles(edges, graph).loc[few.index].reset_index(drop=True), graph.roles
+        drawing = draw_circuit(few, title, in_words, stored_roles(results.store, model).get(step), columns)
+        drawn[f"circuit_{model}_{task}_step{step:06d}"] = drawing
     if not drawn:
         raise UserError(f"--step {results.arguments.step}: no circuit of that step in {results.store.root}/graphs")
     return drawn
-
-
-def _roles(store: Store, model: str) -> dict[int, Roles]:
-    """The roles of a model's heads by step; empty if they were not measured."""
-    if model not in store.models("ioi_consistency_heads"):
-        return {}
-    return roles_by_step(store.read_tables("ioi_consistency_heads", model))
 
 
 FIGURE = Figure(
@@ -296,4 +253,4 @@ FIGURE = Figure(
 )
 
 if __name__ == "__main__":
-    sys.exit(figure_main(FIGURE))
+    raise SystemExit(figure_main(FIGURE))

@@ -1,16 +1,14 @@
 """Draw how circuits change over training (figures/circuit_similarity.html).
 
-There is a column per task. From the top, it shows the Jaccard similarity of nodes, of edges, and of edges weighted by
-score. Each circuit is compared with that of the checkpoint before (faint, with its exponentially weighted moving
-average strong), or with that of one checkpoint (--reference). Below are the edges added and removed. The numbers are in
-figures/circuit_similarity.csv.
+There is a column per task. Rows: Jaccard similarity of nodes, of edges, and of edges weighted by score, with the
+checkpoint before or with one checkpoint (--reference); and the edges added and removed. Strong lines are exponentially
+weighted moving averages. figures/circuit_similarity.csv has the numbers.
 
     python plotting/plot_circuit_similarity.py -r results --alpha 0.5
     python plotting/plot_circuit_similarity.py -r results --reference 143000
     python plotting/plot_circuit_similarity.py -r results --raw                absolute scores, as in the study
 """
 
-import sys
 from dataclasses import replace
 
 import pandas as pd
@@ -106,13 +104,10 @@ FIGURE = Figure(
     order=40,
     options={
         "--reference": {"type": int, "metavar": "STEP", "help": "compare with this step's circuit (the one before)"},
-        "--raw": {
-            "action": "store_true",
-            "help": "weigh edges by |score| as it is (by shares of the sum)",
-        },
+        "--raw": {"action": "store_true", "help": "weigh edges by |score| as it is (by shares of the sum)"},
         "--alpha": {"type": float, "default": 0.5, "help": "moving average's weight of the newest value (0.5)"},
     },
 )
 
 if __name__ == "__main__":
-    sys.exit(figure_main(FIGURE))
+    raise SystemExit(figure_main(FIGURE))

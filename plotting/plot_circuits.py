@@ -1,13 +1,10 @@
 """Draw circuit size and faithfulness over training, with the task metric beneath (figures/circuits.html).
 
-There is a column per task. It shows the size of the smallest circuit found that reaches the threshold, the faithfulness
-of that circuit, and the metric of the whole model on clean and corrupted prompts. If no size reached the threshold, the
-lines have a gap.
+There is a column per task: the smallest circuit found that reaches the threshold (a gap where none does), its
+faithfulness, and the metric of the whole model on clean and corrupted prompts.
 
     python plotting/plot_circuits.py -r results -o figures --format html,png
 """
-
-import sys
 
 import pandas as pd
 
@@ -103,4 +100,4 @@ FIGURE = Figure(
 )
 
 if __name__ == "__main__":
-    sys.exit(figure_main(FIGURE))
+    raise SystemExit(figure_main(FIGURE))

@@ -1,20 +1,18 @@
 """Draw whether circuits change by more than the prompts explain (figures/comparison_<model>.html).
 
-There is a column per task. The rows show each checkpoint's circuit against that of the checkpoint before, and against
-the reference, first with the circuits as they were found, then with circuits of one size (--at draws one of them). A
-line is the similarity. The band around it is the noise floor: 95% of pairs of circuits that differ in their prompts
-alone. The band at the bottom reaches up to the chance floor, the mean of random circuits of these sizes. A ring marks a
-change beyond noise. With several models of one shape, figures/comparison_models.html compares them step by step: a thin
-line per pair, and the pairs' median and quartiles. figures/comparison_methods_<model>.html does so with the methods by
-which a model's circuits were found. If heads were matched, figures/comparison_matched_<seeds>.html has the seeds'
-overlap by the given names and by the matches, and what the circuits do in each other's models, and
-figures/head_stability.html how similar the matched heads of each layer are.
+There is a column per task. Rows: each circuit against that of the checkpoint before and against the reference, as found
+and at one size. The band around a line is the noise floor: 95% of pairs of circuits that differ in their prompts alone.
+The band at the bottom reaches up to the mean of random circuits. A ring marks a change beyond noise.
+
+figures/comparison_models.html compares models of one shape step by step, figures/comparison_methods_<model>.html the
+methods by which a model's circuits were found: a thin line per pair, their median and quartiles. If heads were matched,
+figures/comparison_matched_<seeds>.html has the seeds' overlap by the given names and by the matches, and what circuits
+do in each other's models, and figures/head_stability.html how similar the matched heads of each layer are.
 
     python plotting/plot_comparison.py -r results --measure edge_jaccard --at size
 """
 
 import itertools
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -72,8 +70,8 @@ def draw_comparison(table: pd.DataFrame, model: str, measure: str, look: ModelLo
                 panels.draw(line, row, column)
                 _mark_changes(panels, part, model, row, column)
             _set_range(panels, table, measure, row, column)
-    references = sorted(int(step) for step in table.loc[table["against"] == "reference", "other_step"].unique())
-    reference = f"step {references[0]:,}" if len(references) == 1 else "reference"
+    references = table.loc[table["against"] == "reference", "other_step"].unique()
+    reference = f"step {int(references[0]):,}" if len(references) == 1 else "reference"
     others = {"previous": "checkpoint before", "reference": reference}
     panels.name_rows(f"to {others[against]}<br>{AT[at]}" for against, at in rows)
     _add_ring_key(panels, CHANGED_ENTRY)
@@ -99,11 +97,9 @@ def draw_between(table: pd.DataFrame, measure: str, of: str, title: str) -> Draw
             if not part.empty:
                 _draw_floors(panels, _over_pairs(part), row, column)
             for (one, other), of_pair in part.groupby(["other_model", "model"], sort=True):
-                line = Line(
-                    of_pair, "value", f"{one} and {other}", pair, markers=False, width=1, legend=f"pair of {of}"
-                )
-                panels.draw(line, row, column)
-                _mark_changes(panels, of_pair, f"{one} and {other}", row, column, entry=DIFFERS_ENTRY, size=6)
+                name, entry = f"{one} and {other}", f"pair of {of}"
+                panels.draw(Line(of_pair, "value", name, pair, markers=False, width=1, legend=entry), row, column)
+                _mark_changes(panels, of_pair, name, row, column, entry=DIFFERS_ENTRY, size=6)
             if part.groupby(["other_model", "model"]).ngroups > 2:
                 summary = _over_pairs(part)
                 interval = ("lower_quartile", "upper_quartile")
@@ -111,10 +107,7 @@ def draw_between(table: pd.DataFrame, measure: str, of: str, title: str) -> Draw
             _set_range(panels, table, measure, row, column)
     panels.name_rows(AT[at] for at in rows)
     _add_ring_key(panels, DIFFERS_ENTRY)
-    return panels.done(
-        title,
-        f"{_title(measure).format(' at the same step')} Rings: differ beyond the prompts",
-    )
+    return panels.done(title, f"{_title(measure).format(' at the same step')} Rings: differ beyond the prompts")
 
 
 def draw_matched(table: pd.DataFrame, group: str) -> Drawing:
@@ -309,4 +302,4 @@ FIGURE = Figure(
 )
 
 if __name__ == "__main__":
-    sys.exit(figure_main(FIGURE))
+    raise SystemExit(figure_main(FIGURE))

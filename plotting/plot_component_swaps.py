@@ -7,11 +7,10 @@ A circle marks swaps that move it no further than swaps of random heads in the s
     python plotting/plot_component_swaps.py -r results -m toy
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import groupby
-from operator import itemgetter
+from functools import partial
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -122,17 +121,19 @@ def draw(results: Results) -> dict[str, Drawing]:
     for model, rows in by_model(escaped(results.table("swaps"))):
         table = moved(rows)
         found = table.sort_values("step", ascending=False, kind="stable").groupby("task")["components"].unique()
-        sets = [(task, str(components)) for task in tasks_in(table) for components in found[task]]
-        name, parts = f"component_swaps_{model}", []
-        for _, of_task in groupby(sets, key=itemgetter(0)):  # No page is of two tasks.
-            in_task = list(of_task)
-            parts += [in_task[start : start + PAGE] for start in range(0, len(in_task), PAGE)]
-        pages = {f"{name}_{n}": draw_swaps(table, model, part) for n, part in enumerate(parts, 1)} if parts[1:] else {}
-        drawn[name] = replace(draw_swaps(table, model, sets), pages=pages)
+        by_task = [[(task, str(components)) for components in found[task]] for task in tasks_in(table)]
+        # No page is of two tasks.
+        parts = [sets[start : start + PAGE] for sets in by_task for start in range(0, len(sets), PAGE)]
+        pages = partial(_draw_pages, table, model, parts) if parts[1:] else None
+        drawn[f"component_swaps_{model}"] = replace(draw_swaps(table, model, [*chain(*by_task)]), pages=pages)
     return drawn
+
+
+def _draw_pages(table: pd.DataFrame, model: str, parts: list[list[tuple[str, str]]]) -> dict[str, Drawing]:
+    return {f"component_swaps_{model}_{n}": draw_swaps(table, model, sets) for n, sets in enumerate(parts, 1)}
 
 
 FIGURE = Figure(draw, order=75)
 
 if __name__ == "__main__":
-    sys.exit(figure_main(FIGURE))
+    raise SystemExit(figure_main(FIGURE))

@@ -1,19 +1,15 @@
 """Draw circuits against random ones, and how sure their edges are (figures/controls_<model>.html).
 
-There is a column per task. From top to bottom: faithfulness of the circuit over that of random circuits of its size
-(their median, and a band from the lowest to the highest); what the whole model still does without the circuit, over
-what it does without random ones; the stability of the circuit's edges, which is the share of bootstrap resamples of the
-prompts whose circuit has the edge (median and quartiles over edges, and the share of edges of at least 0.9), and their
-inclusion, which is the share of faithfulness thresholds from 0.6 to 0.95 whose circuit has the edge (mean over edges);
-the metric over prompts (median and quartiles), of the whole model and of the circuit; and, where prompts are of two or
-three kinds (IOI: ABBA and BABA), the circuit's faithfulness on each kind with its 95% interval. A ring marks a circuit
-that does not beat every random one.
+There is a column per task. Rows: faithfulness of the circuit over that of random circuits of its size; the same of the
+model without them; the stability of its edges (in which share of bootstrap resamples of the prompts the circuit has the
+edge) and their inclusion (for which share of faithfulness thresholds from 0.6 to 0.95); the metric over prompts; and
+its faithfulness on each of two or three kinds of prompts. A ring marks a circuit that does not beat every random one.
 
     python plotting/plot_controls.py -r results
 """
 
-import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -72,11 +68,9 @@ LOOKS = {
 def control_points(
     baselines: pd.DataFrame, controls: pd.DataFrame | None, graphs: pd.DataFrame | None, prompts: pd.DataFrame | None
 ) -> pd.DataFrame:
-    """What the figure draws, a row per model, task, checkpoint, panel and line.
+    """What the figure draws, a row per model, task, checkpoint, panel and line, from stored tables.
 
-    Args:
-        baselines: every checkpoint, and why one has no circuit.
-        controls, graphs, prompts: `controls`, `graphs` and `prompt_groups`; None where there are none.
+    `baselines` have every checkpoint, and why one has no circuit; `prompts` are `prompt_groups`.
 
     Returns:
         `model, task, step, tokens, panel, line, value, low, high, n_random, n_beaten, reason`.
@@ -152,23 +146,16 @@ def draw_controls(points: pd.DataFrame, model: str, look: ModelLook) -> Drawing:
                 table = part[part["line"] == name].sort_values("step")
                 if table["value"].isna().all():
                     continue
+                ends, markers = ("low", "high"), name not in (RANDOM_ENTRY, WHOLE)
+                line = Line(table.round(dict.fromkeys(ends, 4)), "value", name, looks[name], markers=markers)
                 if name == CIRCUIT:
-                    table = table.assign(beats=[_beats(row) for row in table.to_dict("records")])
-                    hover: tuple[str, ...] = ("beats",)
+                    beats = [_beats(row) for row in table.to_dict("records")]
+                    panels.draw(replace(line, table=line.table.assign(beats=beats), hover=("beats",)), row, column)
+                    ringed |= _ring(panels, table.assign(beats=beats), row, column)
+                elif name in (STABLE_ENTRY, INCLUSION):
+                    panels.draw(line, row, column)
                 else:
-                    hover = () if name in (STABLE_ENTRY, INCLUSION) else ("low", "high")
-                line = Line(
-                    table.round({"low": 4, "high": 4}),
-                    "value",
-                    name,
-                    looks[name],
-                    interval=("low", "high") if "low" in hover else None,
-                    hover=hover,
-                    markers=name not in (RANDOM_ENTRY, WHOLE),
-                )
-                panels.draw(line, row, column)
-                if name == CIRCUIT:
-                    ringed |= _ring(panels, table, row, column)
+                    panels.draw(replace(line, interval=ends, hover=ends), row, column)
             # Lines of a panel are missing together, but for the metric, which the whole model always has.
             if part.empty:
                 panels.leave_empty("its prompts are of one kind,<br>or of too many to draw", row, column)
@@ -198,11 +185,10 @@ def _beats(row: Mapping[Any, Any]) -> str:
 def _ring(panels: Panels, table: pd.DataFrame, row: int, column: int) -> bool:
     """A ring around every checkpoint whose circuit does not beat all random ones; whether there is one."""
     beaten = table[table["value"].notna() & (table["n_beaten"] < table["n_random"])]
-    if beaten.empty:
-        return False
-    hover = "step %{customdata[0]:,}: beats %{customdata[1]}"
-    panels.rings(beaten, RING, ring(BEATEN_BY), row, column, hover, beaten["beats"])
-    return True
+    if len(beaten):
+        hover = "step %{customdata[0]:,}: beats %{customdata[1]}"
+        panels.rings(beaten, RING, ring(BEATEN_BY), row, column, hover, beaten["beats"])
+    return not beaten.empty
 
 
 def draw(results: Results) -> dict[str, Drawing]:
@@ -218,4 +204,4 @@ def draw(results: Results) -> dict[str, Drawing]:
 FIGURE = Figure(draw, order=30)
 
 if __name__ == "__main__":
-    sys.exit(figure_main(FIGURE))
+    raise SystemExit(figure_main(FIGURE))

@@ -15,7 +15,6 @@ With local learning coefficients, figures/learning_coefficients_<model>.html has
 """
 
 import itertools
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -63,16 +62,13 @@ def label(row: Mapping[Any, Any], *, head: bool = True) -> str:
     """A row's name, with that of the head unless several models share the row."""
     score, kind = str(row["score"]), row["kind"]
     if kind == "head":
-        title = _score_title(score)
+        title = score_label({"copy_suppression": "cspa"}.get(score, score))[0]
+        if score.startswith("effect_"):
+            role = score.removeprefix("effect_").replace("s_inhibition", "S-inhibition").replace("_", " ")
+            title = f"IOI effect, {role}"
         return f"{title}: a{row['layer']}.h{row['head']}" if head else f"{title}: strongest head"
     what = metric_label(score).split(" (")[0] if kind == "metric" else CIRCUITS.get(score, score.replace("_", " "))
     return f"{task_label(str(row['task']))}: {what}"
-
-
-def _score_title(score: str) -> str:
-    if score.startswith("effect_"):
-        return f"IOI effect, {score.removeprefix('effect_').replace('s_inhibition', 'S-inhibition').replace('_', ' ')}"
-    return score_label({"copy_suppression": "cspa"}.get(score, score))[0]
 
 
 def draw_timeline(emergence: pd.DataFrame, curves: pd.DataFrame, model: str, *, narrow: bool = False) -> Drawing:
@@ -143,9 +139,7 @@ def draw_seed_curves(
 ) -> Drawing:
     """The curves of models that differ in their seed alone: every seed as a thin line over a band of quartiles.
 
-    Args:
-        shapes: whether a curve is abrupt, by its name.
-        group: what the models are called together.
+    `shapes` say by a curve's name whether it is abrupt; `group` is what the models are called together.
     """
     summary = seeds[seeds["group"] == group]
     own = curves[curves["model"].isin(models)]
@@ -167,19 +161,13 @@ def draw_seed_curves(
 
 
 def draw_learning(llc: pd.DataFrame, emergence: pd.DataFrame, curves: pd.DataFrame, model: str) -> Drawing:
-    """Local learning coefficients of a model under the emergence of its circuits, on one axis.
-
-    Above, how like its reference each task's circuit is, with a ring where it emerges; below, the whole model's
-    coefficient and those of heads, with a ring where chains did not converge.
-    """
+    """Local learning coefficients of a model under the similarity of its circuits to their references, on one axis."""
     circuits = curves[(curves["model"] == model) & (curves["score"] == "similarity")]
     whole = llc["layer"].isna()
     parts = [(llc[whole], "Whole model"), (llc[~whole], "Single heads")]
     parts = [(rows, title) for rows, title in parts if len(rows)]
-    titles = [
-        "Circuits: edges shared with the reference",
-        *(f"Local learning coefficient: {title}" for _, title in parts),
-    ]
+    below = [f"Local learning coefficient: {title}" for _, title in parts]
+    titles = ["Circuits: edges shared with the reference", *below]
     panels, places = grid_of_panels(titles, 1, TimeAxis.of(llc, *([circuits] if len(circuits) else [])))
     # No colour stands for two things as long as there are enough; symbols tell what is above from what is below.
     colours = itertools.cycle(SERIES)
@@ -269,4 +257,4 @@ def draw(results: Results) -> dict[str, Drawing]:
 FIGURE = Figure(draw, order=100)
 
 if __name__ == "__main__":
-    sys.exit(figure_main(FIGURE))
+    raise SystemExit(figure_main(FIGURE))

@@ -1,13 +1,10 @@
 """Draw faithfulness against circuit size, and its two summaries CPR and CMD over training.
 
-It writes figures/faithfulness_curve_<model>.html (a column per task, a curve per checkpoint, a ring around the selected
-size) and figures/cpr_cmd.html (over all checkpoints, the area under the curve and the area between it and 1, as the MIB
-benchmark defines them, arXiv 2504.13151; measured with `search.mib: true`).
+figures/faithfulness_curve_<model>.html has a column per task and a curve per checkpoint; figures/cpr_cmd.html the area
+under the curve and that between it and 1 (MIB benchmark, arXiv 2504.13151; measured with `search.mib: true`).
 
     python plotting/plot_faithfulness_curve.py -r results --curves 6
 """
-
-import sys
 
 import numpy as np
 import pandas as pd
@@ -129,4 +126,4 @@ FIGURE = Figure(
 )
 
 if __name__ == "__main__":
-    sys.exit(figure_main(FIGURE))
+    raise SystemExit(figure_main(FIGURE))

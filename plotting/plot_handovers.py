@@ -1,14 +1,12 @@
 """Draw which head is the strongest in each role of the IOI algorithm, over training (figures/handovers_<model>.html).
 
 There is a row per role. A segment spans the checkpoints at which one head has the largest effect of those that hold the
-role; its name is written where it fits. A white gap is a stretch in which no head holds the role. A triangle marks each
-hand-over, with the share of resamples in which it holds: filled if that is at least 95%. Checkpoints stand at equal
-distances.
+role; in a gap no head does. Triangles mark hand-overs, with the share of resamples in which they hold. Checkpoints
+stand at equal distances.
 
     python plotting/plot_handovers.py -r results
 """
 
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,10 +61,7 @@ def segments(heads: pd.DataFrame, role: str, axis: CheckpointAxis) -> list[Segme
 def draw_handovers(
     heads: pd.DataFrame, handovers: pd.DataFrame, levels: pd.DataFrame, model: str, *, narrow: bool = False
 ) -> Drawing:
-    """The figure of one model, from rows of `ioi_consistency_heads`, `handovers` and `ioi_consistency`.
-
-    The last of these have every checkpoint, and why no head holds a role.
-    """
+    """The figure of one model, from rows of `ioi_consistency_heads`, `handovers` and `ioi_consistency`."""
     heads, handovers, levels = (table[table["model"] == model] for table in (heads, handovers, levels))
     # Steps of damaged tables are left out, perhaps of one kind only.
     steps = pd.concat([levels["step"], heads["step"], handovers["after_step"], handovers["step"]])
@@ -184,4 +179,4 @@ def draw(results: Results) -> dict[str, Drawing]:
 FIGURE = Figure(draw, order=140)
 
 if __name__ == "__main__":
-    sys.exit(figure_main(FIGURE))
+    raise SystemExit(figure_main(FIGURE))

@@ -1,13 +1,10 @@
 """Draw what attention heads do over training: the best head of each kind, and each model's top heads.
 
-It writes figures/head_scores.html (for each kind of head, every model's maximum over heads) and, for each model,
-figures/head_scores_<model>.html (its top heads of each kind, named `layer.head`). The kinds are the scores in
-results/components and, if measured, succession (results/successor) and copy suppression (results/cspa).
+figures/head_scores.html has for each kind of head every model's maximum, figures/head_scores_<model>.html a model's top
+heads. Kinds are the scores in results/components, succession (results/successor) and copy suppression (results/cspa).
 
     python plotting/plot_head_scores.py -r results --top 5
 """
-
-import sys
 
 import pandas as pd
 
@@ -32,15 +29,10 @@ def top_heads(table: pd.DataFrame, n: int) -> list[tuple[int, int]]:
     return [(int(layer), int(head)) for layer, head in best[["layer", "head"]].head(n).to_numpy()]
 
 
-def maxima(table: pd.DataFrame) -> pd.DataFrame:
-    """The best head's value per model, score and step, with that head's name."""
-    best = table.loc[table.dropna(subset="value").groupby(["model", "score", "step"])["value"].idxmax()]
-    return best.assign(best_head=best["layer"].astype(str) + "." + best["head"].astype(str))
-
-
 def draw_maxima(table: pd.DataFrame, looks: Looks) -> Drawing:
     """Per score a panel with every model's best head."""
-    best = maxima(table)
+    best = table.loc[table.dropna(subset="value").groupby(["model", "score", "step"])["value"].idxmax()]
+    best = best.assign(best_head=best["layer"].astype(str) + "." + best["head"].astype(str))
     panels, places = _score_panels(table)
     for score, (row, column) in places.items():
         panels.draw_models(best[best["score"] == score], "value", looks, row, column, error="se", hover=("best_head",))
@@ -118,4 +110,4 @@ FIGURE = Figure(
 )
 
 if __name__ == "__main__":
-    sys.exit(figure_main(FIGURE))
+    raise SystemExit(figure_main(FIGURE))

@@ -1,14 +1,11 @@
 """Draw what brings back the logit difference of IOI without the name movers (figures/ioi_backup.html).
 
 With all name movers ablated at the last token, what they wrote is lost, and parts after them write more or less than
-before (Wang et al. 2022; McGrath et al. 2023). The first panel has the share of the loss that comes back in all; the
-others have the shares of the other heads, of the MLPs, and of the final norm, whose scale changes. Bands are 95%
-intervals. Checkpoints without name movers have none.
+before (Wang et al. 2022; McGrath et al. 2023). The figure has the share of the loss that comes back in all, by the
+other heads, by the MLPs, and by the final norm, whose scale changes.
 
     python plotting/plot_ioi_backup.py -r results
 """
-
-import sys
 
 import pandas as pd
 
@@ -41,9 +38,8 @@ def draw_backup(table: pd.DataFrame, looks: Looks) -> Drawing:
     ends = ("came_back_low", "came_back_high")
     for column, part in enumerate(parts, 1):
         rows = table[table["part"] == part]
-        panels.draw_models(
-            rows, "came_back", looks, 1, column, reason="reason", interval=ends, hover=("change", "n_ablated")
-        )
+        hover = ("change", "n_ablated")
+        panels.draw_models(rows, "came_back", looks, 1, column, reason="reason", interval=ends, hover=hover)
         panels.level(0, 1, column)
     panels.name_rows(["of the lost logit difference (%)"])
     return panels.done(
@@ -61,4 +57,4 @@ def draw(results: Results) -> dict[str, Drawing]:
 FIGURE = Figure(draw, order=150)
 
 if __name__ == "__main__":
-    sys.exit(figure_main(FIGURE))
+    raise SystemExit(figure_main(FIGURE))

@@ -1,16 +1,11 @@
 """Draw whether the algorithms of IOI and greater-than stay the same over training (figures/ioi_consistency.html).
 
-There are three panels, one for each level of the algorithm. Each shows the effect of the heads that play the expected
-role, in percent of the effect of the circuit's heads, with a 95% interval. It exceeds 100% if heads outside the circuit
-play the role too. Point at a line to see how many heads those are, and by which definitions.
-
-figures/greater_than_consistency.html does the same for the heads and MLPs of greater-than. The grey band holds
-95% of random nodes of the same layers.
+A panel for each level of the algorithm has the effect of the heads that play the expected role, in percent of that of
+the circuit's heads. It exceeds 100% if heads outside the circuit play the role too.
+figures/greater_than_consistency.html does the same for the heads and MLPs of greater-than.
 
     python plotting/plot_ioi_consistency.py -r results
 """
-
-import sys
 
 import pandas as pd
 
@@ -40,10 +35,8 @@ def draw_consistency(table: pd.DataFrame, looks: Looks, algorithm: str = "IOI", 
     for column, level in enumerate(levels, 1):
         rows, options = table[table["level"] == level], {"interval": INTERVAL, "hover": HOVER}
         for _, of_model in by_model(rows) if "chance" in rows else ():
-            line = Line(
-                of_model, "chance", "random nodes", RANDOM, interval=("chance_low", "chance_high"), markers=False
-            )
-            panels.draw(line, 1, column)
+            ends = ("chance_low", "chance_high")
+            panels.draw(Line(of_model, "chance", "random nodes", RANDOM, interval=ends, markers=False), 1, column)
         panels.draw_models(rows, "percent", looks, 1, column, reason="reason", hint=hint, **options)
         highest = rows["percent"].max()
         panels.figure.update_yaxes(range=[-3, 105 if not highest > 100 else 1.05 * highest], row=1, col=column)
@@ -92,4 +85,4 @@ def _log_empty_levels(kind: str, table: pd.DataFrame) -> None:
 FIGURE = Figure(draw, order=120)
 
 if __name__ == "__main__":
-    sys.exit(figure_main(FIGURE))
+    raise SystemExit(figure_main(FIGURE))

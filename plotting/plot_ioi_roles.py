@@ -1,13 +1,11 @@
 """Draw which heads hold each role of the IOI algorithm, from when to when (figures/ioi_roles_<model>.html).
 
-A row is a head in one role, a column a checkpoint. A cell has the role's colour if the head holds the role there, and
-is grey if it was measured and does not. Roles follow the algorithm, and heads the order in which they take the role
-over. A role that no head ever holds says why. Point at a cell for the head's effect.
+A row is a head in one role, a column a checkpoint. Roles follow the algorithm, and heads the order in which they take
+the role over. A role that no head ever holds says why.
 
     python plotting/plot_ioi_roles.py -r results -m pythia-160m
 """
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -41,10 +39,7 @@ class Holder:
 
 
 def draw_roles(heads: pd.DataFrame, levels: pd.DataFrame, model: str) -> Drawing:
-    """The figure of one model, from its rows of `ioi_consistency_heads` and `ioi_consistency`.
-
-    The latter have a row for each level of every measured checkpoint.
-    """
+    """The figure of one model, from its rows of `ioi_consistency_heads` and `ioi_consistency`."""
     steps = sorted(int(step) for step in levels["step"].unique())
     figure = go.Figure()
     y = 0.0
@@ -150,4 +145,4 @@ def draw(results: Results) -> dict[str, Drawing]:
 FIGURE = Figure(draw, order=130)
 
 if __name__ == "__main__":
-    sys.exit(figure_main(FIGURE))
+    raise SystemExit(figure_main(FIGURE))

@@ -1,14 +1,12 @@
 """Draw which of two things emerges first (figures/order_<model>.html).
 
-Rows and columns are the leading curves of a model, its strongest heads, its tasks and their circuits, in the order in
-which they emerge. A cell is the share of resamples in which its row emerges at an earlier checkpoint than its column:
-above the diagonal a dark cell says that the order is sure. Two pale cells across the diagonal say that both emerge
-between the same two checkpoints.
+Rows and columns are a model's strongest heads, its tasks and their circuits, in the order in which they emerge. A dark
+cell above the diagonal says that the order is sure, two pale ones across it that both emerge between the same two
+checkpoints.
 
     python plotting/plot_order.py -r results
 """
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -42,9 +40,7 @@ def ordered(order: pd.DataFrame, emergence: pd.DataFrame) -> list[str]:
 def shares(order: pd.DataFrame, curves: list[str] | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Shares of resamples in which the row emerges before the column, and with it; a curve and itself have none.
 
-    Args:
-        order: rows of `order` of one model.
-        curves: the order of rows and columns; by default that of the table.
+    Rows and columns are in the order of `curves`, by default that of the table.
     """
     names = curves if curves is not None else list(dict.fromkeys([*order["first"], *order["second"]]))
     before = pd.DataFrame(np.nan, index=names, columns=names)
@@ -126,4 +122,4 @@ def draw(results: Results) -> dict[str, Drawing]:
 FIGURE = Figure(draw, order=110)
 
 if __name__ == "__main__":
-    sys.exit(figure_main(FIGURE))
+    raise SystemExit(figure_main(FIGURE))

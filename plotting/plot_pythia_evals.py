@@ -6,7 +6,6 @@ each model, 95% bands from the harness's standard errors, and chance as a dashed
     python plotting/plot_pythia_evals.py -e pythia_evals --format html,png
 """
 
-import sys
 from itertools import cycle
 from pathlib import Path
 
@@ -112,4 +111,4 @@ FIGURE = Figure(
 )
 
 if __name__ == "__main__":
-    sys.exit(figure_main(FIGURE))
+    raise SystemExit(figure_main(FIGURE))

@@ -1,16 +1,13 @@
 """Draw the numbers of the published study next to your own (figures/reproduction.html).
 
-There is a panel for each published quantity (Tigges et al. 2024, arXiv 2407.10827): nodes of circuits, how they grow
-with model size, edges of IOI in pythia-410m, the levels of the IOI algorithm, and when kinds of heads emerge. Published
-values are grey; measured ones have 95% intervals. figures/reproduction.csv has every number, with the checkpoints it
-comes from, the settings that differ from the study's, and the command that measures what is missing. One command
-measures all of it; the title says about how many hours of a GPU that takes.
+The study is Tigges et al. 2024 (arXiv 2407.10827). Published values are grey; measured ones have 95% intervals.
+figures/reproduction.csv has every number, with its checkpoints, the settings that differ from the study's, and the
+command that measures what is missing.
 
     python plotting/plot_reproduction.py -r results
 """
 
 import html
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -259,12 +256,14 @@ def draw(results: Results) -> dict[str, Drawing]:
         logger.info("or all, in about %s of a GPU without loading; run: %s", format_hours(whole[1]), whole[0])
     hours, details = whole[1] if whole else 0.0, reproduction_html(results.store, table, whole)
     there = {name: part for name, part in PAGES.items() if table["quantity"].isin(sum(part[1], ())).any()}
-    pages = {name: draw_reproduction(table, hours, *part) for name, part in there.items()}
-    drawing = replace(draw_reproduction(table, hours), table=table, details=details, pages=pages)
-    return {"reproduction": drawing}
+
+    def pages() -> dict[str, Drawing]:
+        return {name: draw_reproduction(table, hours, *part) for name, part in there.items()}
+
+    return {"reproduction": replace(draw_reproduction(table, hours), table=table, details=details, pages=pages)}
 
 
 FIGURE = Figure(draw, order=170)
 
 if __name__ == "__main__":
-    sys.exit(figure_main(FIGURE))
+    raise SystemExit(figure_main(FIGURE))

@@ -1,14 +1,11 @@
 """Draw mean circuit size over training against the models' parameter counts (figures/size_vs_scale.html).
 
-There is a panel per task. r is Pearson's correlation over models between parameters and mean size, both as they are and
-not their logarithms; its p-value comes from permutations of the models, all of them where there are few. Checkpoints
-without a circuit do not count. Parameters are those that the results record with every checkpoint;
---parameters gives others.
+There is a panel per task. r is Pearson's correlation over models between parameters and mean size, not their
+logarithms, with a p-value from permutations of the models. Checkpoints without a circuit do not count.
 
     python plotting/plot_size_vs_scale.py -r results --count nodes --parameters my-model=25000000
 """
 
-import sys
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,16 +14,7 @@ import pandas as pd
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.panels import row_of_panels
 from circuits_over_time.plotting.parts.style import Drawing, Looks, finish, small
-from circuits_over_time.plotting.parts.tables import (
-    NotMeasured,
-    Results,
-    as_text,
-    by_model,
-    escaped,
-    logger,
-    models_in,
-    tasks_in,
-)
+from circuits_over_time.plotting.parts.tables import NotMeasured, Results, as_text, by_model, escaped, logger, tasks_in
 from circuits_over_time.plotting.parts.theme import paint
 from circuits_over_time.plotting.parts.time_axis import compact
 from circuits_over_time.utils.base.errors import UserError
@@ -73,12 +61,12 @@ def model_parameters(store: Store, table: pd.DataFrame, given: list[str] | None 
             counts[name] = float(number)
         except ValueError:
             raise UserError(f"--parameters: '{text}' is not name=count, such as my-model=25000000") from None
-    for model in models_in(table):
+    for model, rows in by_model(table):
         if model not in counts and (recorded := recorded_parameters(store, model)) is not None:
             counts[model] = float(recorded)
         if model not in counts:
-            step = int(table.loc[table["model"] == model, "step"].max())
-            command = how_to_make(store.root, "task_performance", model, checkpoints=[step], overwrite=True)
+            last = [int(rows["step"].max())]
+            command = how_to_make(store.root, "task_performance", model, checkpoints=last, overwrite=True)
             why = f"{model}: its results do not record its number of parameters; left out."
             logger.warning("%s Give --parameters %s=COUNT, or run: %s", why, model, command)
     return counts
@@ -164,4 +152,4 @@ FIGURE = Figure(
 )
 
 if __name__ == "__main__":
-    sys.exit(figure_main(FIGURE))
+    raise SystemExit(figure_main(FIGURE))

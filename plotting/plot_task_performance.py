@@ -1,14 +1,13 @@
 """Draw every task metric of the whole model over training (figures/task_performance.html).
 
-A column per task, a row per metric; solid on clean prompts, dotted on corrupted ones; bands are 95% intervals where the
-results carry standard errors. With `--training`, the loss that the Trainer of transformers logged is the last row.
+A column per task, a row per metric. With `--training`, the loss that the Trainer logged is the last row.
 
     python plotting/plot_task_performance.py -r results --metric accuracy logit_diff
     python plotting/plot_task_performance.py -r results --training runs/mine
 """
 
-import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -36,18 +35,9 @@ def draw_performance(table: pd.DataFrame, metrics: list[str], looks: Looks) -> D
         for column, task in enumerate(tasks, 1):
             part = table[(table["metric"] == metric) & (table["task"] == task)]
             for run in runs:
-                rows = part[part["run"] == run] if run else part
-                panels.draw_models(
-                    rows.rename(columns={"value": metric}),
-                    metric,
-                    looks,
-                    row,
-                    column,
-                    error="se",
-                    dash=DASHES[run] if run else None,
-                    hover=("run", "n"),
-                    markers=run != "corrupted",
-                )
+                rows = (part[part["run"] == run] if run else part).rename(columns={"value": metric})
+                look: dict[str, Any] = {"dash": DASHES[run] if run else None, "markers": run != "corrupted"}
+                panels.draw_models(rows, metric, looks, row, column, error="se", hover=("run", "n"), **look)
             if metric in SHARES:
                 panels.figure.update_yaxes(range=[-0.03, 1.05], row=row, col=column)
     panels.name_rows(map(metric_label, metrics))
@@ -95,4 +85,4 @@ FIGURE = Figure(
 )
 
 if __name__ == "__main__":
-    sys.exit(figure_main(FIGURE))
+    raise SystemExit(figure_main(FIGURE))

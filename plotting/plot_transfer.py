@@ -1,13 +1,11 @@
 """Draw what circuits do in the models of other checkpoints and on other tasks (figures/transfer_<model>.html).
 
-There is a matrix per task. Its rows are the checkpoints whose circuit is taken, its columns those whose model it is put
-into, and the colour is faithfulness there: 0 does what the corrupted run does, 1 what the model does. The last matrix
-puts every task's circuit to every task, at one checkpoint (--step).
+There is a matrix per task: its rows are the checkpoints whose circuit is taken, its columns those whose model it is put
+into. The last matrix puts every task's circuit to every task, at one checkpoint (--step).
 
     python plotting/plot_transfer.py -r results -m toy --step 1350
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,12 +24,6 @@ from circuits_over_time.utils.tasks.registry import task_label
 MOST_WITH_TEXT = 14
 CELLS = 330
 """Width and height of a matrix, in pixels."""
-
-
-def over_steps(table: pd.DataFrame, task: str) -> pd.DataFrame:
-    """Faithfulness of one task's circuits: rows the steps of the circuits, columns those of the models."""
-    rows = table[(table["task"] == task) & (table["from_task"] == task)]
-    return rows.pivot_table(index="from_step", columns="step", values="faithfulness", sort=True)
 
 
 def over_tasks(table: pd.DataFrame, step: int) -> pd.DataFrame:
@@ -54,11 +46,9 @@ class Matrix:
 
 
 def matrices(table: pd.DataFrame, model: str, step: int | None) -> list[Matrix]:
-    """The panels of one model: each task's steps, then all tasks at one step if there are several.
+    """The panels of one model, from rows of `transfer`: each task's steps, then all tasks at one step if several.
 
-    Args:
-        table: rows of `transfer`, with `task`.
-        step: of the matrix over tasks; None takes the last at which most tasks have a circuit.
+    That step is by default the last at which most tasks have a circuit.
 
     Raises:
         UserError: if no circuit was put into a model of that step.
@@ -67,13 +57,16 @@ def matrices(table: pd.DataFrame, model: str, step: int | None) -> list[Matrix]:
     tasks = tasks_in(table)
     if step is None:
         own = table[(table["from_step"] == table["step"]) & (table["from_task"] == table["task"])]
-        counts = own.groupby("step").size()
-        step = int(counts.index[counts == counts.max()].max()) if len(counts) else int(table["step"].max())
+        step = int(own["step"].mode().max() if len(own) else table["step"].max())
     elif step not in set(table["step"]):
-        there = ", ".join(str(known) for known in sorted(table["step"].unique()))
+        there = ", ".join(map(str, sorted(table["step"].unique())))
         raise UserError(f"--step {step}: nothing was transferred to that step of {model} (there: {there})")
-    by_step = [(task_label(task), over_steps(table, task)) for task in tasks]
-    panels = [Matrix(title, values, "circuit of step", "model of step") for title, values in by_step if values.size]
+    panels = []
+    for task in tasks:
+        rows = table[(table["task"] == task) & (table["from_task"] == task)]
+        values = rows.pivot_table(index="from_step", columns="step", values="faithfulness", sort=True)
+        if values.size:
+            panels.append(Matrix(task_label(task), values, "circuit of step", "model of step"))
     across = over_tasks(table, step)
     if len(tasks) > 1 and across.size:
         across = across.rename(index=task_label, columns=task_label)
@@ -152,4 +145,4 @@ FIGURE = Figure(
 )
 
 if __name__ == "__main__":
-    sys.exit(figure_main(FIGURE))
+    raise SystemExit(figure_main(FIGURE))

@@ -1,15 +1,13 @@
 """Draw which edges come and go over training, and how long they live (figures/turnover_<model>.html).
 
-There is a column per task. Bars above zero are edges that join the circuit at a checkpoint: born if no circuit before
-had them, returned if an earlier one had. Bars below zero are edges that go: they left if a later circuit has them
-again, and died if none has. The line is the circuit's size. Below, every edge that is ever in the circuit is a line as
-thin as their number asks for, from its first checkpoint to its last, in order of birth. Checkpoints stand at equal
-distances, because lifetimes count them.
+There is a column per task. Bars above zero are edges that join the circuit: born if no circuit before had them, else
+returned. Those below go: they left if a later circuit has them again, else died. The line is the circuit's size. Below,
+every edge is a line from its first checkpoint to its last, in order of birth. Checkpoints stand at equal distances,
+because lifetimes count them.
 
     python plotting/plot_turnover.py -r results --at size
 """
 
-import sys
 from typing import Any
 
 import pandas as pd
@@ -68,8 +66,11 @@ def draw_turnover(turnover: pd.DataFrame, lifetimes: pd.DataFrame, model: str) -
             of_task = turnover[(turnover["task"] == task) & (turnover["at"] == at)]
             lived = lifetimes[(lifetimes["task"] == task) & (lifetimes["at"] == at)]
             if of_task.empty or lived.empty:
-                _say_nothing(panels.figure, above)
-                _say_nothing(panels.figure, below)
+                for where in (above, below):
+                    # A panel without any trace has no axes, and the text would go to another.
+                    panels.figure.add_scatter(x=[0], y=[0], opacity=0, showlegend=False, hoverinfo="skip", **where)
+                    write_in_middle(panels.figure, "no circuit has an edge at any checkpoint", **where)
+                    panels.figure.update_yaxes(showticklabels=False, showgrid=False, zeroline=False, **where)
                 continue
             _draw_bars(panels.figure, of_task, axis, above)
             _draw_lives(panels.figure, lived, axis, below)
@@ -148,13 +149,6 @@ def _draw_lives(figure: go.Figure, lifetimes: pd.DataFrame, axis: CheckpointAxis
     figure.update_yaxes(range=[len(lifetimes), 0], **where)
 
 
-def _say_nothing(figure: go.Figure, where: Where) -> None:
-    # A panel without any trace has no axes, and the text would go to another.
-    figure.add_scatter(x=[0], y=[0], opacity=0, showlegend=False, hoverinfo="skip", **where)
-    write_in_middle(figure, "no circuit has an edge at any checkpoint", **where)
-    figure.update_yaxes(showticklabels=False, showgrid=False, zeroline=False, **where)
-
-
 def draw(results: Results) -> dict[str, Drawing]:
     turnover, lifetimes = (escaped(results.comparison(name)) for name in ("turnover", "lifetimes"))
     if (at := results.arguments.at) is not None:
@@ -169,4 +163,4 @@ FIGURE = Figure(
 )
 
 if __name__ == "__main__":
-    sys.exit(figure_main(FIGURE))
+    raise SystemExit(figure_main(FIGURE))

@@ -39,10 +39,9 @@ class Figure:
     """A figure as its script and the report know it. Every `plot_<subject>.py` has one, by the name FIGURE.
 
     Attributes:
-        draw: takes results and returns drawings by file name (without suffix).
+        draw: from results to drawings by file name (without suffix).
         order: place in the report, ascending; None leaves it out.
-        options: the script's own: flags, such as "-e --evaluations", -> keywords of `add_argument`. The report takes
-            the defaults.
+        options: flags, such as "-e --evaluations", -> keywords of `add_argument`. The report takes the defaults.
     """
 
     draw: Callable[[Results], dict[str, Drawing]]
@@ -57,12 +56,9 @@ class Figure:
 
 
 def figure_main(figure: Figure, argv: Sequence[str] | None = None) -> int:
-    """Run a figure's script with a command line, by default that of the process.
+    """Run a figure's script with a command line, by default that of the process, as `run_script` does.
 
     --help shows the first line of the docstring of its module.
-
-    Returns:
-        Exit code: 0, or 2 if there is something to correct, told in one line.
     """
     parser = script_parser(sys.modules[figure.draw.__module__].__doc__, "draw")
     parser.add_argument("-o", "--output", type=Path, default=Path("figures"), help="folder of figures (figures)")
@@ -81,7 +77,7 @@ def figure_main(figure: Figure, argv: Sequence[str] | None = None) -> int:
 
 
 def script_parser(doc: str | None, verb: str) -> argparse.ArgumentParser:
-    """What every script takes: the results, and whose to draw."""
+    """A parser of what every script takes: the results, and whose to draw."""
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     parser.add_argument("-r", "--results", type=_results, default=Path("results"), help="folder of results (results)")
     parser.add_argument("-m", "--model", nargs="+", type=folder_named, metavar="NAME", help=f"models to {verb} (all)")
@@ -134,23 +130,22 @@ def write_drawings(drawings: Mapping[str, Drawing], folder: Path, style: Style, 
         if drawing.table is not None:
             _write(folder / f"{name}.csv", drawing.table.to_csv(index=False, lineterminator="\n").encode())
         if long and drawing.pages:
-            write_drawings(drawing.pages, folder, style, left_out)
+            with drawn_in(style.look):
+                pages = drawing.pages()
+            write_drawings(pages, folder, style, left_out)
             continue
         for suffix in style.format:
             path = folder / f"{name}.{suffix}"
             if suffix == "html":
                 _write(path, figure_html(figure, name, left_out, fixed=style.sized).encode())
             else:
-                pictures.append((path, go.Figure(figure).for_each_trace(_for_paper), suffix))
+                picture = go.Figure(figure)
+                for trace in picture.select_traces(lambda trace: trace.name):  # Nobody points at paper.
+                    trace.name = trace.name.partition(": point at it")[0]
+                pictures.append((path, picture, suffix))
     if pictures:
         with ThreadPoolExecutor(1) as thread:  # A notebook's own thread has a loop that runs already.
             thread.submit(asyncio.run, _write_pictures(pictures, style.scale)).result()
-
-
-def _for_paper(trace: Any) -> None:
-    """Nobody points at paper."""
-    if trace.name:
-        trace.name = trace.name.partition(": point at it")[0]
 
 
 def _write(path: Path, data: bytes) -> None:

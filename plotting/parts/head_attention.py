@@ -6,7 +6,7 @@ from circuits_over_time.utils.results.checked import Damaged
 from circuits_over_time.utils.results.comparison import ComparisonFolder
 from circuits_over_time.utils.results.store import ResultsFolder
 
-from .roles import role_look, roles_by_step
+from .roles import role_look, stored_roles
 from .tables import Results
 
 
@@ -71,11 +71,8 @@ def in_words(tokens: list[tuple[str, float]]) -> str:
 
 def roles_of(results: Results, model: str) -> dict[str, str]:
     """Head -> the roles of IOI that it holds, and when, in words."""
-    if model not in results.store.models("ioi_consistency_heads"):
-        return {}
-    by_step = roles_by_step(results.store.read_tables("ioi_consistency_heads", model))
     times: dict[str, dict[str, list[int]]] = {}
-    for step, heads in by_step.items():
+    for step, heads in stored_roles(results.store, model).items():
         for head, roles in heads.items():
             for role in roles:
                 times.setdefault(head, {}).setdefault(role, []).append(step)

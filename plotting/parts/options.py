@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import plotly.graph_objects as go
 import pydantic
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
 from circuits_over_time.utils.base.errors import UserError, suggest
 from circuits_over_time.utils.config.explain import checked
@@ -84,18 +84,14 @@ class Style(pydantic.BaseModel):
     scale: float = Field(2.0, ge=0.1, le=20)
     """Pixels of a PNG for each of 1/96 inch (2)."""
 
-    @field_validator("palette")
+    @field_validator("palette", "theme")
     @classmethod
-    def _known_palette(cls, value: str) -> str:
-        if value not in PALETTES:
-            raise ValueError(f"'{value}' is not a palette{suggest(value, PALETTES)}")
-        return value
-
-    @field_validator("theme")
-    @classmethod
-    def _known_theme(cls, value: str) -> str:
-        if value not in THEMES and not Path(value).suffix:
-            raise ValueError(f"'{value}' is not a theme{suggest(value, THEMES)}; or name a file of a plotly template")
+    def _known(cls, value: str, field: ValidationInfo) -> str:
+        is_theme = field.field_name == "theme"
+        names = THEMES if is_theme else PALETTES
+        if value not in names and not (is_theme and Path(value).suffix):
+            further = "; or name a file of a plotly template" if is_theme else ""
+            raise ValueError(f"'{value}' is not a {field.field_name}{suggest(value, names)}{further}")
         return value
 
     @cached_property

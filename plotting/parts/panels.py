@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -34,12 +35,11 @@ class Line:
     """One curve over training.
 
     Attributes:
-        table: rows with `step`, `tokens` and the columns below, ascending in step. NaN breaks the line.
-        name: legend entry, and first line of the hover text.
+        table: rows with `step`, `tokens` and the columns below. NaN breaks the line.
+        name: legend entry unless `legend` gives one that several lines share, and first line of the hover text.
         error: column of standard errors, drawn as a 95% band, or None.
         interval: columns with the ends of a 95% interval, drawn as a band. The band closes where an end is missing.
         hover: more columns to show on hover.
-        legend: legend entry that the line belongs to. Lines of one entry switch on and off together.
         aside: by which share of the axis to draw it to the right, where marks would hide each other.
     """
 
@@ -84,12 +84,8 @@ def write_in_middle(figure: go.Figure, text: str, **options: str | int) -> None:
 
 def ring(colour: str, size: int = 12) -> dict[str, Any]:
     """The marker of a ring around a value."""
-    return {
-        "symbol": "circle-open",
-        "size": size,
-        "color": paint(colour),
-        "line": {"width": 1.8, "color": paint(colour)},
-    }
+    colour = paint(colour)
+    return {"symbol": "circle-open", "size": size, "color": colour, "line": {"width": 1.8, "color": colour}}
 
 
 class Panels:
@@ -109,8 +105,7 @@ class Panels:
         """Make a grid.
 
         Args:
-            titles: what to write above the panels: one per column, or one per panel if `n_panels` is given.
-            n_panels: how many panels there are, row by row, if the grid is not full.
+            titles: one per column, or one per panel if `n_panels` is given: how many there are, row by row.
             names_at_ends: leave room to the right of every panel for `name_ends`.
         """
         # Lines and gaps need a time axis; panels over checkpoints have bars.
@@ -206,16 +201,10 @@ class Panels:
     def missing(
         self, table: pd.DataFrame, value: str, reason: str, looks: Looks, row: int, column: int, hint: str = ""
     ) -> None:
-        """Say where a panel has no values, and why.
+        """Say where a panel has no values (column `value` of all its rows), and why (column `reason`, if it is there).
 
         A cross on the panel's zero marks each checkpoint without one, and tells the reason to the pointer. A panel
-        without any value has the reasons written where its curves would be.
-
-        Args:
-            table: all rows of the panel: `model, step, tokens` and the columns below.
-            value: the column that is drawn.
-            reason: the column that says why it is empty. If the table has none, or it is empty too, so is the reason.
-            hint: what to say below the reasons of a panel without any value.
+        without any value has the reasons, and the `hint` below them, written where its curves would be.
         """
         where = {"row": row, "col": column}
         without = table[table[value].isna()].sort_values("step", kind="stable")
@@ -291,8 +280,7 @@ class Panels:
     def name_ends(self, ends: Sequence[tuple[float, str, str]], row: int, column: int) -> None:
         """Write names to the right of the last checkpoint, moved apart if lines end close together.
 
-        Args:
-            ends: for each line its last value, its name and its colour.
+        `ends` has for each line its last value, its name and its colour.
         """
         ends = sorted(end for end in ends if end[0] == end[0])
         if not ends:
@@ -302,10 +290,9 @@ class Panels:
         # Space for a line of text, in units of the axis, which has its zero.
         span = max(drawn.max(), 0) - min(drawn.min(), 0)
         apart = 14 / (self.height - _FRAME_HEIGHT) * self.rows * max(span, 1e-12) * 1.1
-        heights = [value for value, _, _ in ends]
-        for i in range(1, len(heights)):
-            heights[i] = max(heights[i], heights[i - 1] + apart)
-        shift = sum(height - value for height, (value, _, _) in zip(heights, ends, strict=True)) / len(ends)
+        values = [value for value, _, _ in ends]
+        heights = list(accumulate(values, lambda below, value: max(value, below + apart)))
+        shift = sum(height - value for height, value in zip(heights, values, strict=True)) / len(ends)
         x = self.axis.range()[1]
         for height, (_, name, colour) in zip(heights, ends, strict=True):
             where = {"row": row, "col": column}
@@ -325,7 +312,7 @@ class Panels:
         drawing = finish(figure, title, subtitle, width=self.width, height=self.height, legend=legend)
         figure.update_layout(margin={"l": 78, "r": self._margin_right, "t": figure.layout.margin.t + self._title_room})
         self.axis.apply(figure, most=most_ticks or max(4, self.panel_width // 46), title="")
-        self.axis.mark_break(figure, row="all", col="all")
+        self.axis.mark_break(figure)
         for panel in range(self.rows * self.columns):
             where = {"row": 1 + panel // self.columns, "col": 1 + panel % self.columns}
             if panel >= self.n_panels:

@@ -293,15 +293,12 @@ class _Page:
         """All text has one size; what is small on the screen, inside marks, keeps its share of it."""
         figure, em = self.figure, self.em
         figure.update_layout(font_size=em, hoverlabel_font_size=em)
-        figure.update_xaxes(tickfont_size=em, title_font_size=em)
-        figure.update_yaxes(tickfont_size=em, title_font_size=em)
-        # On a screen the first label has words for its lines, which in print would reach into the next panel.
-        figure.for_each_xaxis(
-            lambda axis: axis.update(
-                ticktext=[re.sub("\xa0{2,}|tokens |steps ", "", str(text)) for text in axis.ticktext]
-            ),
-            selector=lambda axis: axis.ticktext is not None,
-        )
+        for axis in (*figure.select_xaxes(), *figure.select_yaxes()):
+            axis.tickfont.size = axis.title.font.size = em
+        for axis in figure.select_xaxes():
+            # On a screen the first label has words for its lines, which in print would reach into the next panel.
+            if axis.ticktext is not None:
+                axis.ticktext = [re.sub("\xa0{2,}|tokens |steps ", "", str(text)) for text in axis.ticktext]
         for note in figure.layout.annotations:
             small = (note.font.size or _SCREEN) < 11
             note.font.size = em * (0.85 if small else 1)
@@ -571,7 +568,7 @@ class _Page:
 
     def _place(self, panel: _Panel, x: list[float], y: list[float], height: float) -> None:
         panel.x.domain, panel.y.domain = x, y
-        if height < _LOW * self.em and panel.y.tickvals is None:
+        if height < _LOW * self.em and panel.y.tickvals is None and not _texts(panel, "y"):
             panel.y.nticks = _fewest_ticks(panel)
         if panel.alone is not None:
             room = (x[1] - x[0]) * self.width / self.em

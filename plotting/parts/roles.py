@@ -2,6 +2,8 @@
 
 import pandas as pd
 
+from circuits_over_time.utils.results.store import Store
+
 from .style import in_order
 from .theme import paint
 
@@ -61,6 +63,13 @@ def roles_by_step(heads: pd.DataFrame) -> dict[int, Roles]:
         step: {head: tuple(in_order(held_by, ROLES)) for head, held_by in by_head.items()}
         for step, by_head in roles.items()
     }
+
+
+def stored_roles(store: Store, model: str) -> dict[int, Roles]:
+    """The roles of a model's heads by step; empty if they were not measured."""
+    if model not in store.models("ioi_consistency_heads"):
+        return {}
+    return roles_by_step(store.read_tables("ioi_consistency_heads", model))
 
 
 def why_none(level: pd.DataFrame) -> str:

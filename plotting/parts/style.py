@@ -5,7 +5,7 @@ Marker shapes repeat the distinction of colours for print in grey.
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -160,7 +160,7 @@ class Drawing:
         narrow: makes the same with the names of its rows inside, where a narrow page needs that.
         table: its numbers, written beside it as CSV.
         details: HTML that the report has below it.
-        pages: the same in parts by file name, for paper on which it would be longer than a page.
+        pages: draws the same in parts by file name, for paper on which it would be longer than a page.
     """
 
     figure: go.Figure
@@ -169,7 +169,7 @@ class Drawing:
     narrow: Callable[[], go.Figure] | None = None
     table: pd.DataFrame | None = None
     details: str = ""
-    pages: Mapping[str, "Drawing"] = field(default_factory=dict)
+    pages: Callable[[], dict[str, "Drawing"]] | None = None
 
     def titled(self, *, title: bool = True) -> go.Figure:
         """A copy of the figure with the heading, unless without its `title`, and any legend above the panels."""

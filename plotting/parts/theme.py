@@ -42,7 +42,7 @@ PALETTES: dict[str, tuple[str, ...]] = {
 }
 # Least contrast of a line with a dark page: more than WCAG asks of graphics (3).
 _CONTRAST = 3.5
-_COLOUR = re.compile(r"#(?:[0-9a-fA-F]{6}|[0-9a-fA-F]{3})(?![\w-])|rgba?\([^)]*\)")
+COLOUR = re.compile(r"#(?:[0-9a-fA-F]{6}|[0-9a-fA-F]{3})(?![\w-])|rgba?\([^)]*\)")
 
 
 @dataclass(frozen=True)
@@ -89,21 +89,15 @@ class Theme:
         if colour.startswith("rgba"):
             return _with_opacity(self.paint(as_hex(colour)), colour.rstrip(")").rpartition(",")[2].strip())
         if self.palette and colour in COLOURS:
-            colour = self._given.setdefault(colour, self._of_palette(COLOURS.index(colour)))
+            # The palette's colour at its place if no line of the figure has it, so that figures agree; else the next.
+            start = COLOURS.index(colour) % len(self.palette)
+            turned = self.palette[start:] + self.palette[:start]
+            free = next((other for other in turned if other not in self._given.values()), turned[0])
+            colour = self._given.setdefault(colour, free)
             return _lightened(colour, self.page) if self.is_dark else colour
         if as_hex(colour) == WHITE:
             return self.page
         return _turned_round(as_hex(colour), self.page) if self.is_dark else colour
-
-    def _of_palette(self, place: int) -> str:
-        """The palette's colour at a place if no line of the figure has it, so that figures agree; else the next."""
-        start = place % len(self.palette)
-        turned = self.palette[start:] + self.palette[:start]
-        return next((colour for colour in turned if colour not in self._given.values()), turned[0])
-
-    def repaint(self, sheet: str) -> str:
-        """A style sheet with its colours painted."""
-        return _COLOUR.sub(lambda found: self.paint(found[0]), sheet)
 
 
 _LIGHT = Theme()

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -96,7 +97,10 @@ class TimeAxis:
         """Set the x axes at `row=`, `col=` (all axes by default)."""
         positions, labels = self.ticks(most)
         if self.tokens_per_step and where.get("col", 1) == 1:
-            labels[:1] = [_with_names(label) for label in labels[:1]]
+            # The rows of the first say what they count; spaces of the names' widths keep its numbers below the tick.
+            rows = labels[0].split("<br>")
+            names = (("tokens", 12), ("steps", 10))[-len(rows) :]
+            labels[0] = "<br>".join(f"{a} {text}{chr(160) * n}" for (a, n), text in zip(names, rows, strict=True))
         figure.update_xaxes(
             type="log",
             range=self.range(),
@@ -109,25 +113,21 @@ class TimeAxis:
             **where,
         )
 
-    def mark_break(self, figure: go.Figure, **where: int | str) -> None:
+    def mark_break(self, figure: go.Figure) -> None:
         """A dotted line between step 0 and the first trained checkpoint: the log axis is broken there."""
         if self.zero is not None and self.zero < self.first:
-            figure.add_vline(
-                x=np.sqrt(self.zero * self.first), line={"dash": "dot", "width": 1, "color": paint(FAINT)}, **where
-            )
+            x, line = np.sqrt(self.zero * self.first), {"dash": "dot", "width": 1, "color": paint(FAINT)}
+            shape: dict[str, Any] = {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "line": line}
+            drawn = {(trace.xaxis or "x", trace.yaxis or "y") for trace in figure.data}
+            panels = sorted(drawn, key=lambda axes: int(axes[0][1:] or 1))
+            # All at once: plotly copies what there is for each that is added.
+            figure.layout.shapes += tuple(shape | {"xref": x, "yref": f"{y} domain"} for x, y in panels)
 
     def _label(self, tokens: float) -> str:
         if self.by_step:
             return f"{tokens:,.0f}"
         text = compact(tokens)
         return f"{text}<br>{tokens / self.tokens_per_step:,.0f}" if self.tokens_per_step else text
-
-
-def _with_names(label: str) -> str:
-    """A label whose rows say what they count. Spaces of the names' widths keep its numbers below the tick."""
-    rows = label.split("<br>")
-    names = (("tokens", 12), ("steps", 10))[-len(rows) :]
-    return "<br>".join(f"{name} {text}{chr(160) * width}" for (name, width), text in zip(names, rows, strict=True))
 
 
 def compact(number: float) -> str:
@@ -174,5 +174,5 @@ class CheckpointAxis:
             **where,
         )
 
-    def mark_break(self, figure: go.Figure, **where: int | str) -> None:
+    def mark_break(self, figure: go.Figure) -> None:
         """Nothing: the axis has no break."""

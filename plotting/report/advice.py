@@ -78,7 +78,10 @@ def also_possible(results: Results) -> list[Advice]:
     among = {"transfer": with_circuit, "matched_transfer": matched}
     found = [advice for kind in ANALYSES for advice in _further(results, kind, among.get(kind, runs))]
     compared = any(ComparisonFolder(results.store.root).path.glob("*.csv"))
-    if not compared and any(len(steps) > 1 for steps in _stored_circuits(results)):
+    pairs = [(model, task) for model in results.models("graphs") for task in results.tasks("graphs", model)]
+    folders = [results.store.folder("graphs", *pair) for pair in pairs]
+    # Comparisons need the scores of two steps.
+    if not compared and any(sum(folder.has(step, ".pt") for step in folder.steps()) > 1 for folder in folders):
         found.append(Advice(COMPARISON, how_to_compare(results.store.root)))
     return found
 
@@ -117,11 +120,3 @@ def _wanted(runs: list[StoredRun], kind: str) -> dict[str, Any] | None:
 
 def _steps(results: Results, run: StoredRun) -> set[int]:
     return set(results.store.folder(run.kind, run.model, run.task).steps())
-
-
-def _stored_circuits(results: Results) -> Iterator[list[int]]:
-    """The steps of each model and task whose scores are kept, which comparisons need."""
-    for model in results.models("graphs"):
-        for task in results.tasks("graphs", model):
-            folder = results.store.folder("graphs", model, task)
-            yield [step for step in folder.steps() if folder.has(step, ".pt")]

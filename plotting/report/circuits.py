@@ -12,15 +12,8 @@ import numpy as np
 import pandas as pd
 
 from circuits_over_time.utils.base.errors import UserError
+from circuits_over_time.utils.results import edges as lists
 from circuits_over_time.utils.results.checked import Damaged
-from circuits_over_time.utils.results.edges import (
-    has_roles,
-    is_of_units,
-    named_sources,
-    named_targets,
-    over_roles,
-    with_inputs,
-)
 from circuits_over_time.utils.results.store import ResultsFolder
 from circuits_over_time.utils.tasks.registry import primary_metric, task_label
 
@@ -45,9 +38,7 @@ CHOSEN = ("faithfulness", "faithfulness_low", "faithfulness_high", "n_edges", "n
 
 
 def circuit_records(results: Results) -> list[dict[str, Any]]:
-    """One record per model and task, in the order of the study.
-
-    It holds every checkpoint whose graph was measured, even those at which no circuit was found.
+    """One record per model and task: every checkpoint whose graph was measured, even without a circuit.
 
     Raises:
         UserError: if a table cannot be read as a circuit.
@@ -77,12 +68,7 @@ def _facts(table: pd.DataFrame | None, model: str, task: str, names: tuple[str, 
 
 
 def _record(
-    results: Results,
-    model: str,
-    task: str,
-    circuits: dict[int, pd.DataFrame],
-    facts: tuple[Facts, ...],
-    budget: int,
+    results: Results, model: str, task: str, circuits: dict[int, pd.DataFrame], facts: Sequence[Facts], budget: int
 ) -> dict[str, Any]:
     folder, tokens = results.store.folder("graphs", model, task), results.tokens(model)
     circuits, graph = _with_roles(folder, circuits)
@@ -91,7 +77,7 @@ def _record(
     steps = []
     for step in folder.steps():
         table = circuits.get(step, _NO_CIRCUIT)
-        edges = list(zip(named_sources(table), named_targets(table), strict=True))
+        edges = list(zip(lists.named_sources(table), lists.named_targets(table), strict=True))
         ids = [numbers.setdefault(edge, len(numbers)) for edge in edges]
         if len(set(ids)) < len(ids):
             raise ValueError(f"an edge is there twice at step {step}")
@@ -105,10 +91,10 @@ def _record(
             record |= known.get(step, {})
         between = [record.pop(name, None) for name in ("n_edges", "n_nodes")]
         listed = [len(edges), len(nodes_of(edges))]
-        in_full = is_of_units(table) and None not in between  # A list of nodes has no edges.
+        in_full = lists.is_of_units(table) and None not in between  # A list of nodes has no edges.
         record["size"], record["nodes"] = between if in_full else listed
         drawn = at_roles(table, graph) if graph else table
-        for place, node in zip(drawn.index, with_inputs(drawn)["target"], strict=True):
+        for place, node in zip(drawn.index, lists.with_inputs(drawn)["target"], strict=True):
             boxes[ids[place]][node] = None
         record |= {"units": int(table["units"].sum())} if "units" in table else {}
         steps.append(record)
@@ -121,13 +107,19 @@ def _record(
         if (port := target.partition("<")[2].removesuffix(">")) not in PORTS:
             raise ValueError(f"'{target}' is not an end of an edge; ends are a0.h1<q>, a0.h1<k>, a0.h1<v>, m0, logits")
         flat += [place[source], place[next(iter(boxes[number]))], PORTS.index(port)]
+    if (metric := primary_metric(task)) is None:  # That of circuits of a prompts CSV, if the baselines say so.
+        baselines = results.table_if_any("baselines")
+        rows = (
+            pd.DataFrame({"metric": []}) if baselines is None else baselines.query("model == @model and task == @task")
+        )
+        metric = str(next(iter(rows["metric"].dropna()), "metric"))
     counts = Counter(edge for state in steps for edge in state["edges"])
     histories = score_histories(folder, list(numbers), [counts[i] for i in range(len(numbers))], budget)
     return {
         "model": model,
         "task": task,
         "label": task_label(task),
-        "metric": metric_label(primary_metric(task) or _metric_told(results, model, task)),
+        "metric": metric_label(metric),
         "nodes": [[name, *at] for name, at in layout.positions.items()] if layout else [],
         "rows": layout.rows if layout else [],
         "halfWidth": layout.half_width if layout else 1,
@@ -135,7 +127,7 @@ def _record(
         "columns": [[role, *ends] for role, ends in layout.columns.items()] if layout else [],
         "edges": flat,
         "ends": {number: [place[node] for node in of_edge] for number, of_edge in boxes.items() if len(of_edge) > 1},
-        "ofNodes": any(is_of_units(table) for table in circuits.values()),
+        "ofNodes": any(lists.is_of_units(table) for table in circuits.values()),
         "shape": _shape(results, model, task),
         "histories": histories,
         "steps": steps,
@@ -147,19 +139,12 @@ def _with_roles(
 ) -> tuple[dict[int, pd.DataFrame], Graph | None]:
     """The lists of edges, and their graph where they have roles of tokens that some tensors tell of."""
     circuits = {step: edges.reset_index(drop=True) for step, edges in circuits.items()}
-    for step in sorted((step for step, edges in circuits.items() if has_roles(edges)), reverse=True):
+    for step in sorted((step for step, edges in circuits.items() if lists.has_roles(edges)), reverse=True):
         try:
             return circuits, graph_of_roles(folder, step, circuits[step])
         except Damaged as error:
             logger.warning("roles of tokens at step %d left out: %s", step, error)
-    return {step: over_roles(edges) for step, edges in circuits.items()}, None
-
-
-def _metric_told(results: Results, model: str, task: str) -> str:
-    """The metric that circuits of a prompts CSV were found with, if the baselines say so."""
-    baselines = results.table_if_any("baselines")
-    told = [] if baselines is None else baselines.query("model == @model and task == @task")["metric"].dropna().tolist()
-    return str(told[0]) if told else "metric"
+    return {step: lists.over_roles(edges) for step, edges in circuits.items()}, None
 
 
 def _shape(results: Results, model: str, task: str) -> dict[str, Any] | None:
@@ -175,14 +160,10 @@ def _shape(results: Results, model: str, task: str) -> dict[str, Any] | None:
 def score_histories(
     folder: ResultsFolder, edges: Sequence[tuple[str, str]], counts: Sequence[int], budget: int
 ) -> dict[str, Any] | None:
-    """The scores of edges at the folder's steps, from the tensors next to its tables.
+    """The scores of edges at the steps of a folder of graphs, from the tensors next to its tables.
 
-    If not all fit into the budget, the edges that are in the circuit of the most checkpoints come first.
-
-    Args:
-        folder: graphs of one model and task.
-        counts: at how many checkpoints each is in the circuit.
-        budget: bytes of base64.
+    If not all fit into the budget (bytes of base64), those that are in the circuit of the most checkpoints (`counts`)
+    come first.
 
     Returns:
         `edges`, the numbers of those that are there; `scale` and `data`: little-endian float16 [edge, step] in base64,

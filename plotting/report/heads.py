@@ -26,9 +26,8 @@ def head_records(results: Results) -> tuple[list[dict[str, Any]], dict[str, str]
     A role comes from the scores, from the IOI consistency results (the role that a head was found to play), or from a
     circuit that the head is in. Each has its first and last checkpoint, and the number of checkpoints with it.
     """
-    measured = [kind for kind in ("components", *SINGLE) if results.table_if_any(kind) is not None]
     scores = pd.DataFrame(columns=["model", "step", "tokens", "score", "layer", "head", "value"])
-    if measured:
+    if any(results.table_if_any(kind) is not None for kind in ("components", *SINGLE)):
         scores = head_scores(results)
     others = [*_by_effect(results), *_in_circuits(results)]
     meanings: dict[str, str] = {}

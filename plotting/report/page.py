@@ -20,7 +20,7 @@ from ..parts.options import Style
 from ..parts.roles import ROLES
 from ..parts.style import Drawing, task_order
 from ..parts.tables import Results, html_table
-from ..parts.theme import FAINT, GRID, INK, NEGATIVE, POSITIVE, WHITE
+from ..parts.theme import COLOUR, FAINT, GRID, INK, NEGATIVE, POSITIVE, WHITE
 from .advice import also_possible, unfinished
 from .figures import figures_json
 from .runs import RunRecord, counted, equal_weights_notes, runs_html
@@ -49,16 +49,18 @@ def page_html(
 ) -> str:
     """The whole page, from the parts that the other modules make; `notes` are lines about what is absent."""
     style.look.begin()
-    sheet = style.look.repaint(_sheet(style))
+    sheet = COLOUR.sub(lambda found: style.look.paint(found[0]), _sheet(style))
     # The page's own colours leave a palette too few for the roles.
     look = replace(style.look)
     roles = [(label, look.paint(colour)) for label, colour in ROLES.values()]
     data = {"circuits": circuits, "heads": heads, "meanings": meanings, "roles": roles}
+    there = [("circuit", "Circuit", bool(circuits)), ("heads", "Heads", bool(heads))]
+    there += [("figures", "Figures", bool(figures)), ("runs", "Configs and versions", True)]
     parts = {
         "title": html.escape(_title(results)),
         "lead": html.escape(_lead(results)),
         "css": sheet,
-        "navigation": _navigation(circuits, heads, figures),
+        "navigation": "".join(f"<a href='#{anchor}'>{label}</a>" for anchor, label, content in there if content),
         "warnings": "".join(f"<p class='warning'>{html.escape(line)}.</p>" for line in equal_weights_notes(runs)),
         "story": _story_html(sentences, circuits),
         "summary": _summary(circuits),
@@ -112,20 +114,16 @@ def _title(results: Results) -> str:
 
 
 def _lead(results: Results) -> str:
-    models = results.every_model
-    steps = sorted({step for kind in KINDS for step in _steps(results, kind)})
-    tasks = task_order(task for kind in KINDS for model in results.models(kind) for task in results.tasks(kind, model))
-    line = f"{', '.join(models)}. {counted(len(steps), 'checkpoint')}, step {steps[0]:,} to {steps[-1]:,}."
-    return line + (f" Tasks: {', '.join(task_label(task) for task in tasks)}." if tasks else "")
-
-
-def _steps(results: Results, kind: str) -> set[int]:
-    return {
-        step
-        for model in results.models(kind)
-        for task in [*results.tasks(kind, model), None]
-        for step in results.store.folder(kind, model, task).steps()
-    }
+    steps, tasks = set[int](), set[str]()
+    for kind in KINDS:
+        for model in results.models(kind):
+            of_model = results.tasks(kind, model)
+            tasks.update(of_model)
+            for task in (*of_model, None):
+                steps.update(results.store.folder(kind, model, task).steps())
+    span = f"{counted(len(steps), 'checkpoint')}, step {min(steps):,} to {max(steps):,}."
+    named = ", ".join(map(task_label, task_order(tasks)))
+    return f"{', '.join(results.every_model)}. {span}" + (f" Tasks: {named}." if tasks else "")
 
 
 def _role_keys(roles: list[tuple[str, str]]) -> str:
@@ -134,12 +132,6 @@ def _role_keys(roles: list[tuple[str, str]]) -> str:
         for label, colour in roles
     )
     return f"<span>Roles in IOI:</span>{''.join(chips)}"
-
-
-def _navigation(circuits: list[Any], heads: list[Any], figures: dict[str, Drawing]) -> str:
-    there = [("circuit", "Circuit", circuits), ("heads", "Heads", heads), ("figures", "Figures", figures)]
-    links = [f"<a href='#{anchor}'>{label}</a>" for anchor, label, content in there if content]
-    return "".join([*links, "<a href='#runs'>Configs and versions</a>"])
 
 
 def _story_html(sentences: list[Sentence], circuits: list[dict[str, Any]]) -> str:
@@ -211,18 +203,14 @@ def _figure_html(index: int, name: str, drawing: Drawing) -> str:
 
 def _advice(results: Results) -> str:
     """What is not finished, and folded away what could be measured too."""
-    listed = (
-        "<ul class='commands'>"
-        + "".join(f"<li>{html.escape(what)}: <code>{html.escape(command)}</code></li>" for what, command in advice)
-        + "</ul>"
-        if advice
-        else ""
-        for advice in (unfinished(results), also_possible(results))
-    )
-    left, further = listed
-    return (f"<h3>Not finished</h3>{left}" if left else "") + (
-        f"<details><summary>Also possible</summary>{further}</details>" if further else ""
-    )
+    parts = []
+    for advice, block in (
+        (unfinished(results), "<h3>Not finished</h3>{}"),
+        (also_possible(results), "<details><summary>Also possible</summary>{}</details>"),
+    ):
+        items = [f"<li>{html.escape(what)}: <code>{html.escape(command)}</code></li>" for what, command in advice]
+        parts += [block.format(f"<ul class='commands'>{''.join(items)}</ul>")] if items else []
+    return "".join(parts)
 
 
 def refuse_empty(results: Results) -> None:

@@ -23,6 +23,7 @@ from .runs import counted
 # An interval whose ends are further apart than this ratio says little about a size.
 WIDE = 2.0
 LEVEL = 0.05
+Rows = list[dict[Any, Any]]
 
 
 class Sentence(NamedTuple):
@@ -50,7 +51,10 @@ def story(results: Results) -> list[Sentence]:
         return []
     faithfulness, controls = results.table_if_any("faithfulness"), results.table_if_any("controls")
     chosen = baselines if faithfulness is None else selected_circuits(faithfulness, baselines)
-    random = pd.DataFrame() if controls is None else _against_random(baselines, controls)
+    random = pd.DataFrame()
+    if controls is not None:
+        points = control_points(baselines, controls, None, None)
+        random = points[(points["panel"] == "circuit") & (points["line"] == CIRCUIT)]
     emergence, similarity = (_comparison(results, name) for name in ("emergence", "similarity"))
     performance = results.table_if_any("task_performance")
     metrics = task_metrics(results, baselines)
@@ -72,8 +76,8 @@ def story(results: Results) -> list[Sentence]:
 def sentence(
     model: str,
     task: str,
-    circuits: list[dict[Any, Any]],
-    onset: list[dict[Any, Any]],
+    circuits: Rows,
+    onset: Rows,
     changes: pd.DataFrame,
     random: pd.DataFrame,
     measured: bool = True,
@@ -84,8 +88,8 @@ def sentence(
         circuits: rows of `plot_circuits.selected_circuits`, by step.
         onset: the row of `emergence` about the task's metric, if there is one.
         changes: rows of `similarity` that compare circuits as found with those of the checkpoint before.
-        random: rows `step, n_random, n_beaten, n_without, n_without_beaten`.
-        measured: whether get_model_task_performance.py has measured the task, which onsets are worked out from.
+        random: rows `step, n_random, n_beaten`.
+        measured: whether the task's performance, which onsets are worked out from, is measured.
     """
     label, unsure = task_label(task), list[str]()
     learned, text = _learned(circuits, onset, unsure, measured)
@@ -101,7 +105,7 @@ def sentence(
 
 
 def _learned(
-    circuits: list[dict[Any, Any]], onset: list[dict[Any, Any]], unsure: list[str], measured: bool
+    circuits: Rows, onset: Rows, unsure: list[str], measured: bool
 ) -> tuple[tuple[int | None, int] | None, str]:
     """The checkpoints between which the task is learned, and in words."""
     for row in onset:
@@ -130,16 +134,15 @@ def _between(before: Any, step: Any) -> tuple[tuple[int | None, int], str]:
     return (int(before), int(step)), f"is learned between steps {before:,.0f} and {step:,.0f}"
 
 
-def _size(last: dict[Any, Any], circuits: list[dict[Any, Any]], unsure: list[str]) -> str:
+def _size(last: dict[Any, Any], circuits: Rows, unsure: list[str]) -> str:
     low, high = (last.get(f"n_edges_{end}", float("nan")) for end in ("low", "high"))
+    interval = ""
     if _known(low) and _known(high):
         interval = "" if low == high else f" (95%: {low:,.0f} to {high:,.0f})"
         if high >= WIDE * max(low, 1):
             unsure.append(f"the circuit may have {low:,.0f} or {high:,.0f} edges")
-    else:
-        interval = ""
-        if last["status"] != GIVEN:
-            unsure.append("the circuit's size has no interval")
+    elif last["status"] != GIVEN:
+        unsure.append("the circuit's size has no interval")
     if last["status"] == UNCONFIRMED:
         unsure.append("no larger circuit was tried to confirm the circuit's size")
     at = "" if last is circuits[-1] else f" at step {last['step']:,.0f}, the last at which there is one"
@@ -173,11 +176,6 @@ def _stability(found: list[dict[Any, Any]], changes: pd.DataFrame, changed: list
             f"prompts alone move its edges to an overlap of {floor:.2f} (Jaccard); smaller changes do not show"
         )
     return f", and does not change by more than noise from step {since:,} on"
-
-
-def _against_random(baselines: pd.DataFrame, controls: pd.DataFrame) -> pd.DataFrame:
-    points = control_points(baselines, controls, None, None)
-    return points[(points["panel"] == "circuit") & (points["line"] == CIRCUIT)]
 
 
 def _comparison(results: Results, name: str) -> pd.DataFrame:

@@ -29,19 +29,16 @@ from circuits_over_time.utils.comparison.handovers import handovers
 from circuits_over_time.utils.results.comparison import ComparisonFolder
 from circuits_over_time.utils.results.store import Store
 from tests.support.drawings import drawings
-from tests.support.synthetic_comparison import EMERGED, STEPS, TASKS, write_comparison
-from tests.support.synthetic_results import MODELS, write_all
+from tests.support.synthetic_comparison import EMERGED, STEPS, TASKS
+from tests.support.synthetic_results import MODELS
 from tests.support.synthetic_results import STEPS as RESULT_STEPS
 
 MODEL = MODELS[0]
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """Everything of one model, with its comparisons."""
-    store = write_all(tmp_path_factory.mktemp("results"), models=(MODEL,))
-    write_comparison(store, (MODEL,))
-    return store
+@pytest.fixture
+def results(compared: Store) -> Store:
+    return compared
 
 
 def table(store: Store, name: str) -> pd.DataFrame:

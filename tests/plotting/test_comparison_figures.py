@@ -44,6 +44,7 @@ from circuits_over_time.utils.results.comparison import COMPARISONS, ComparisonF
 from circuits_over_time.utils.results.kinds import KINDS
 from circuits_over_time.utils.results.store import Store
 from tests.support.drawings import drawings, run
+from tests.support.shared_folder import filled_once
 from tests.support.synthetic_comparison import CHANGED_AT, NEVER, STEPS, TASKS, TOKENS_PER_STEP, write_comparison
 from tests.support.synthetic_results import write, write_all
 
@@ -61,16 +62,15 @@ SCRIPTS = (
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    store = Store(tmp_path_factory.mktemp("one"))
-    write_comparison(store)
-    return store
+    return Store(filled_once(tmp_path_factory, "comparison_of_one", lambda folder: write_comparison(Store(folder))))
 
 
 @pytest.fixture(scope="module")
 def seeds(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    store = Store(tmp_path_factory.mktemp("seeds"))
-    write_comparison(store, SEEDS, group="toy")
-    return store
+    def fill(folder: Path) -> None:
+        write_comparison(Store(folder), SEEDS, group="toy")
+
+    return Store(filled_once(tmp_path_factory, "comparison_of_seeds", fill))
 
 
 def comparison(store: Store, **arguments: Any) -> dict[str, Any]:

@@ -49,24 +49,24 @@ from tests.support.synthetic_results import MODELS, PROMPT, STEPS, TASKS, write_
 SCRIPTS = {
     "plot_circuits": ["circuits"],
     "plot_task_performance": ["task_performance"],
-    "plot_head_scores": ["head_scores", *(f"head_scores_{model}" for model in MODELS)],
+    "plot_head_scores": ["head_scores", f"head_scores_{MODELS[0]}"],
     "plot_ioi_consistency": ["ioi_consistency", "greater_than_consistency"],
     "plot_ioi_backup": ["ioi_backup"],
-    "plot_ioi_roles": [f"ioi_roles_{model}" for model in MODELS],
+    "plot_ioi_roles": [f"ioi_roles_{MODELS[0]}"],
     "plot_circuit_similarity": ["circuit_similarity"],
     "plot_size_vs_scale": ["size_vs_scale"],
-    "plot_transfer": [f"transfer_{model}" for model in MODELS],
-    "plot_component_swaps": [f"component_swaps_{model}" for model in MODELS],
-    "plot_attention": [f"attention_{model}_ioi_step143000" for model in MODELS],
-    "plot_circuit": [f"circuit_{model}_ioi_step143000" for model in MODELS],
-    "plot_faithfulness_curve": ["cpr_cmd", *(f"faithfulness_curve_{model}" for model in MODELS)],
+    "plot_transfer": [f"transfer_{MODELS[0]}"],
+    "plot_component_swaps": [f"component_swaps_{MODELS[0]}"],
+    "plot_attention": [f"attention_{MODELS[0]}_ioi_step143000"],
+    "plot_circuit": [f"circuit_{MODELS[0]}_ioi_step143000"],
+    "plot_faithfulness_curve": ["cpr_cmd", f"faithfulness_curve_{MODELS[0]}"],
 }
 TINTS = {role: tint(colour, ROLE_TINT) for role, (_, colour) in ROLES.items()}
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return write_all(tmp_path_factory.mktemp("results"))
+def store(all_models: Store) -> Store:
+    return all_models
 
 
 def run(script: str, *argv: str | Path) -> int:
@@ -80,9 +80,9 @@ def lines(drawing: Drawing, name: str, axis: str = "x") -> list:
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_script_writes_its_figures_as_pages_that_open_offline(script: str, store: Store, tmp_path: Path) -> None:
+def test_script_writes_its_figures_as_pages_that_open_offline(script: str, one_model: Store, tmp_path: Path) -> None:
     tasks = ["-t", "ioi"] if script in ("plot_circuit", "plot_attention") else []
-    assert run(script, "-r", store.root, "-o", tmp_path, *tasks) == 0
+    assert run(script, "-r", one_model.root, "-o", tmp_path, *tasks) == 0
     assert sorted(path.stem for path in tmp_path.glob("*.html")) == sorted(SCRIPTS[script])
     page = (tmp_path / f"{SCRIPTS[script][0]}.html").read_text()
     tags = re.findall(r"<(?:script|link|img|iframe)\b[^>]*>", page.replace(_plotly_js(), ""))
@@ -96,9 +96,9 @@ def _plotly_js() -> str:
     return get_plotlyjs()
 
 
-def test_the_same_results_give_the_same_bytes(store: Store, tmp_path: Path) -> None:
+def test_the_same_results_give_the_same_bytes(one_model: Store, tmp_path: Path) -> None:
     for name in ("first", "second"):
-        run("plot_ioi_backup", "-r", store.root, "-o", tmp_path / name)
+        run("plot_ioi_backup", "-r", one_model.root, "-o", tmp_path / name)
     assert (tmp_path / "first/ioi_backup.html").read_bytes() == (tmp_path / "second/ioi_backup.html").read_bytes()
 
 
@@ -214,12 +214,17 @@ def test_swap_matrices_have_the_steps_of_their_task_alone() -> None:
 
 def test_swaps_of_many_sets_are_on_pages(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plot_component_swaps, "PAGE", 1)
-    drawing = drawn_by(plot_component_swaps, store)[f"component_swaps_{MODELS[0]}"]
-    pages = [[note.text for note in page.figure.layout.annotations] for page in drawing.pages.values()]
-    assert pages == [[note.text] for note in drawing.figure.layout.annotations]
-    assert list(drawing.pages) == [f"component_swaps_{MODELS[0]}_{n}" for n in (1, 2)]
+    results = Results(store, drawings.EVERYTHING)
+    drawing = plot_component_swaps.draw(results)[f"component_swaps_{MODELS[0]}"]
+    assert drawing.pages is not None
+    pages = drawing.pages()
+    titles = [[note.text for note in page.figure.layout.annotations] for page in pages.values()]
+    assert titles == [[note.text] for note in drawing.figure.layout.annotations]
+    assert list(pages) == [f"component_swaps_{MODELS[0]}_{n}" for n in (1, 2)]
     monkeypatch.setattr(plot_component_swaps, "PAGE", 2)  # Two tasks do not share one.
-    assert list(drawn_by(plot_component_swaps, store)[f"component_swaps_{MODELS[0]}"].pages) == list(drawing.pages)
+    of_two = plot_component_swaps.draw(results)[f"component_swaps_{MODELS[0]}"].pages
+    assert of_two is not None
+    assert list(of_two()) == list(pages)
 
 
 def test_legend_names_each_model_once(store: Store) -> None:

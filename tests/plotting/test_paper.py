@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+from plotly.io.json import to_json_plotly
 
 from circuits_over_time.plotting import plot_circuits, plot_handovers, plot_ioi_consistency
 from circuits_over_time.plotting.make_report import main as make_report
@@ -23,6 +24,7 @@ from circuits_over_time.plotting.parts.panels import Line, Panels
 from circuits_over_time.plotting.parts.paper import _fewest_ticks, _Panel, fold, styled, text_width
 from circuits_over_time.plotting.parts.roles import ROLES
 from circuits_over_time.plotting.parts.style import Drawing, ModelLook, finish
+from circuits_over_time.plotting.parts.tables import Results
 from circuits_over_time.plotting.parts.theme import (
     COLOURS,
     DARK,
@@ -44,28 +46,24 @@ from tests.plotting.test_report import embedded
 from tests.plotting.test_style import VISION, lab
 from tests.support import drawings
 from tests.support.paths import ROOT
-from tests.support.print_check import SCRIPTS, Printer, drawings_of, every_result, printer
-from tests.support.synthetic_results import MODELS
+from tests.support.print_check import SCRIPTS, Printer, drawings_of, printer, results_of
 
 SCRIPT = plot_ioi_consistency
 EVALUATION = {"results": {"arc_easy": {"acc": 0.3, "acc_stderr": 0.01}, "piqa": {"acc": 0.6, "acc_stderr": 0.01}}}
 
 
-Everything = tuple[Store, Path]
-
-
 @pytest.fixture(scope="module")
-def everything(tmp_path_factory: pytest.TempPathFactory) -> Everything:
+def everything(compared: Store, tmp_path_factory: pytest.TempPathFactory) -> Results:
     """Made-up results that have every figure, and evaluations."""
     folder = tmp_path_factory.mktemp("evaluations")
     (folder / "pythia-70m").mkdir()
     (folder / "pythia-70m" / "70m-step1000.json").write_text(json.dumps(EVALUATION | {"config": {"num_fewshot": 0}}))
-    return every_result(tmp_path_factory.mktemp("all"), MODELS[:1]), folder
+    return results_of(compared, folder)
 
 
 @pytest.fixture(scope="module")
-def every_figure(everything: Everything) -> dict[str, Drawing]:
-    return drawings_of(*everything)
+def every_figure(everything: Results) -> dict[str, Drawing]:
+    return drawings_of(everything)
 
 
 @pytest.fixture(scope="module")
@@ -302,15 +300,17 @@ def test_the_usual_colours_stand_out_on_a_dark_page() -> None:
     assert contrast(theme.paint(INK), DARK) > 10
 
 
-def test_text_and_lines_stand_out_on_a_dark_page(everything: Everything) -> None:
+def test_text_and_lines_stand_out_on_a_dark_page(everything: Results) -> None:
     style = Style(theme="dark", palette="tol-bright")
     with drawn_in(style.look):
-        drawn = drawings_of(*everything)
+        drawn = drawings_of(everything)
     for title, drawing in drawn.items():
         figure = styled(drawing, style)
         layout = figure.layout
-        whole = go.Figure(figure).update_layout(template="none").to_json()
-        assert not [colour for colour in COLOURS if colour in whole], f"{title}: drawn past the palette"
+        whole = figure.to_plotly_json()
+        del whole["layout"]["template"]
+        text = to_json_plotly(whole)
+        assert not [colour for colour in COLOURS if colour in text], f"{title}: drawn past the palette"
         assert layout.template.layout.paper_bgcolor == layout.template.layout.plot_bgcolor == DARK
         assert contrast(layout.template.layout.font.color, DARK) > 10
         texts = [note for note in layout.annotations if note.font.color and not note.bgcolor]
@@ -320,11 +320,11 @@ def test_text_and_lines_stand_out_on_a_dark_page(everything: Everything) -> None
         assert all(contrast(colour, DARK) > 3 for colour in lines if colour and colour.startswith("#"))
 
 
-def test_names_on_coloured_bars_are_readable_in_every_theme(everything: Everything) -> None:
+def test_names_on_coloured_bars_are_readable_in_every_theme(everything: Results) -> None:
     n_names = 0
     for page, palette in itertools.product((WHITE, DARK), PALETTES.values()):
         with drawn_in(Theme(page, palette)):
-            (drawing,) = drawings.drawings(plot_handovers, everything[0]).values()
+            (drawing,) = plot_handovers.draw(everything).values()
         for note in drawing.figure.layout.annotations:
             if note.bgcolor and note.bgcolor.startswith("#"):
                 n_names += 1

@@ -10,7 +10,7 @@ import pytest
 from circuits_over_time.plotting.parts.options import Style
 from circuits_over_time.plotting.parts.paper import styled
 from circuits_over_time.plotting.parts.theme import drawn_in
-from tests.support.print_check import drawings_of, every_result, printer
+from tests.support.print_check import drawings_of, every_result, printer, results_of
 from tests.support.study_results import write_study
 from tests.support.synthetic_results import MODELS
 
@@ -34,8 +34,9 @@ def test_every_figure_of_several_models_is_whole(style: Style, tmp_path: Path) -
     (folder / "70m-step1000.json").write_text(json.dumps({"results": results, "config": {"num_fewshot": 0}}))
     study = write_study(tmp_path / "study", agree=False)
     with drawn_in(style.look):
-        drawn = drawings_of(every_result(tmp_path / "all", MODELS), folder.parent)
-        drawn |= {f"study {name}": drawing for name, drawing in drawings_of(study, folder.parent, strict=False).items()}
+        drawn = drawings_of(results_of(every_result(tmp_path / "all", MODELS), folder.parent))
+        of_study = drawings_of(results_of(study, folder.parent), strict=False)
+        drawn |= {f"study {name}": drawing for name, drawing in of_study.items()}
     faults = {}
     with printer() as page:
         for name, drawing in drawn.items():

@@ -12,9 +12,8 @@ from circuits_over_time.plotting.plot_circuits import selected_circuits
 from circuits_over_time.plotting.report.page import _story_html
 from circuits_over_time.plotting.report.story import Sentence, sentence, story
 from circuits_over_time.utils.results.store import Store
-from tests.support.synthetic_comparison import CHANGED_AT, EMERGED, write_comparison
+from tests.support.synthetic_comparison import CHANGED_AT, EMERGED
 from tests.support.synthetic_comparison import STEPS as COMPARED
-from tests.support.synthetic_results import write_all
 
 NAN = float("nan")
 FOUND = {"n_edges": 12, "n_edges_low": 10, "n_edges_high": 14, "status": "found"}
@@ -138,10 +137,8 @@ def test_a_circuit_that_the_last_checkpoint_lacks_is_the_last_there_is() -> None
     )
 
 
-def test_the_story_says_what_the_tables_hold(tmp_path_factory: pytest.TempPathFactory) -> None:
-    store: Store = write_all(tmp_path_factory.mktemp("results"), models=("pythia-70m",))
-    write_comparison(store, ("pythia-70m",))
-    results = Results(store, in_report=True)
+def test_the_story_says_what_the_tables_hold(compared: Store) -> None:
+    results = Results(compared, in_report=True)
     ioi, sva = story(results)
     # IOI's metric has no row of emergence there, so its status counts, which is empty: it is learned from the start.
     assert ioi.learned == (None, 0)

@@ -335,11 +335,13 @@ def test_on_a_narrow_page_it_comes_in_parts_that_fit_one(agreeing: Store) -> Non
     (drawing,) = drawings(plot_reproduction, agreeing).values()
     narrow = Style(width="3.25in")
     assert styled(drawing, narrow).layout.height > 9 * PIXELS["in"]
-    parts = {name: styled(part, narrow) for name, part in drawing.pages.items()}
+    assert drawing.pages is not None
+    pages = drawing.pages()
+    parts = {name: styled(part, narrow) for name, part in pages.items()}
     assert list(parts) == ["reproduction_circuits", "reproduction_heads"]
     assert all(part.layout.height < 9 * PIXELS["in"] for part in parts.values())
     panels = [note.text for note in drawing.figure.layout.annotations]
-    assert panels == [note.text for part in drawing.pages.values() for note in part.figure.layout.annotations]
+    assert panels == [note.text for part in pages.values() for note in part.figure.layout.annotations]
 
 
 def test_files_of_a_narrow_page_are_those_of_its_parts(agreeing: Store, tmp_path: Path) -> None:

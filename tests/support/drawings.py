@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from functools import cache
+from pathlib import Path
 from types import ModuleType
 
 from circuits_over_time.plotting.parts.export import figure_main
@@ -14,9 +16,20 @@ EVERYTHING = Namespace(model=None, task=None)
 
 
 def drawings(script: ModuleType, store: Store, **options: object) -> dict[str, Drawing]:
-    """The drawings of a script by file name; options that are not given have its defaults."""
-    results: dict[str, Drawing] = script.FIGURE.drawings(Results(store, Namespace(**vars(EVERYTHING) | options)))
-    return results
+    """The drawings of a script by file name; options that are not given have its defaults.
+
+    Those of results that no test changes (`filled_once`) are drawn once. Do not change them.
+    """
+    if not options and (store.root / "filled").exists():
+        return _drawn_once(script, store.root)
+    drawn: dict[str, Drawing] = script.FIGURE.drawings(Results(store, Namespace(**vars(EVERYTHING) | options)))
+    return drawn
+
+
+@cache
+def _drawn_once(script: ModuleType, root: Path) -> dict[str, Drawing]:
+    drawn: dict[str, Drawing] = script.FIGURE.drawings(Results(Store(root), EVERYTHING))
+    return drawn
 
 
 def run(script: ModuleType, *argv: object) -> int:

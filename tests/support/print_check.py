@@ -59,13 +59,16 @@ def every_result(folder: Path, models: tuple[str, ...]) -> Store:
     return store
 
 
-def drawings_of(store: Store, evaluations: Path, *, strict: bool = True) -> dict[str, Drawing]:
-    """All figures of a store by script and name; unless `strict`, those that its results allow."""
+def results_of(store: Store, evaluations: Path) -> Results:
+    """The results of a store with a folder of evaluations."""
+    return Results(store, Namespace(model=None, task=None, evaluations=evaluations))
+
+
+def drawings_of(results: Results, *, strict: bool = True) -> dict[str, Drawing]:
+    """All figures by script and name; unless `strict`, those that the results allow."""
     drawn = {}
     for script in SCRIPTS:
         figure = importlib.import_module(f"circuits_over_time.plotting.{script}").FIGURE
-        arguments = {"evaluations": evaluations} if script == "plot_pythia_evals" else {}
-        results = Results(store, Namespace(model=None, task=None, **arguments))
         with nullcontext() if strict else suppress(UserError):
             drawn |= {f"{script}: {name}": drawing for name, drawing in figure.drawings(results).items()}
     return drawn
