@@ -20,7 +20,7 @@ ANALYSIS = Analysis(
     (KINDS["swaps"], KINDS["swap_heads"]),
     Lazy("utils.circuits.swaps.prepare"),
     Lazy("utils.circuits.swaps.measure"),
-    tasks=Lazy("utils.tasks.tasks_of"),
+    tasks=Lazy("utils.circuits.swap_keys.tasks_of_swaps"),
     reads=(KINDS["graphs"], KINDS["ioi_consistency_heads"]),
     outdated=Lazy("utils.circuits.swaps.outdated"),
     check=Lazy("utils.circuits.swap_keys.check_sources"),

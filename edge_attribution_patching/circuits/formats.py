@@ -17,7 +17,7 @@ import io
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from ..choices import ExportFormat, lacking_in_files
+from ..connected import prune
 from ..graph import Graph
 from ..units import Units
 from .circuit import Circuit
@@ -55,6 +56,8 @@ LARGEST = torch.finfo(torch.float32).max
 """Of scores."""
 TOP_UNITS = 0.2
 """The share of nodes that CircuitKIT lists as its units."""
+MOST_PAIRS = 2**30
+"""Of a node that writes and one that reads: more than any model has, and 5 GB as tensors."""
 
 
 @dataclass(frozen=True)
@@ -240,10 +243,10 @@ def read(path: Path, graph: Graph | None = None) -> tuple[Circuit, dict[str, Any
         if "node_scores" in stored:
             known = {name: stored[name] for name in ("model", "task") if isinstance(stored.get(name), str)}
             return _of_node_scores(stored, _known(graph, path)), known
-        circuit = of_eap_ig_json(stored)
+        circuit = of_eap_ig_json(stored, graph)
     elif path.suffix == ".pt":
         stored = torch.load(path, map_location="cpu", weights_only=True)
-        circuit = of_eap_ig_tensors(stored)
+        circuit = of_eap_ig_tensors(stored, graph)
     else:
         raise ValueError(f"a file that ends with {path.suffix or 'nothing'}")
     return of_same_graph(circuit, graph), dict(stored["cfg"])
@@ -279,12 +282,24 @@ def of_same_graph(circuit: Circuit, graph: Graph | None) -> Circuit:
         if theirs.roles and graph.roles:
             way_out = "name the task that it is of, or ask for as many prompts"
         raise ValueError(f"the roles of its tokens are {of_each[0]}, those of the prompts {of_each[1]}; {way_out}")
+    raise _other_graph(theirs, graph)
+
+
+def _other_graph(theirs: Graph, graph: Graph) -> ValueError:
     shapes = [f"{one.n_layers} layers of {one.n_heads} heads" for one in (theirs, graph)]
     blocks = "" if theirs.parallel == graph.parallel else ", and blocks of another order"
-    edges = [dict.fromkeys(names_of_edges(one)) for one in (theirs, graph)]
-    lacking = [next((name for name in one if name not in other), None) for one, other in (edges, edges[::-1])]
-    which = f"it has no {lacking[0]}" if lacking[0] else f"the file has no {lacking[1]}"
-    raise ValueError(f"the circuit is one of {shapes[0]}, the model has {shapes[1]}{blocks}; {which}")
+    lacking = first_lacking(graph, theirs)
+    which = f"it has no {lacking}" if lacking else f"the file has no {first_lacking(theirs, graph)}"
+    return ValueError(f"the circuit is one of {shapes[0]}, the model has {shapes[1]}{blocks}; {which}")
+
+
+def first_lacking(graph: Graph, other: Graph) -> str | None:
+    """The first edge of another graph that a graph has not, by their sizes alone: a file may claim any."""
+    if other.n_heads > graph.n_heads:
+        return f"input->a0.h{graph.n_heads}<q>"
+    if other.n_layers > graph.n_layers:
+        return f"input->a{graph.n_layers}.h0<q>"
+    return "a0.h0->m0" if graph.parallel and not other.parallel else None
 
 
 def names_of_edges(graph: Graph) -> list[str]:
@@ -292,8 +307,8 @@ def names_of_edges(graph: Graph) -> list[str]:
     return [graph.edge_name(u, v) for u, v in graph.edge_mask.nonzero().tolist()]
 
 
-def _graph_of(cfg: Any) -> Graph:
-    """The graph that EAP-IG's `cfg` describes."""
+def _graph_of(cfg: Any, model: Graph | None) -> Graph:
+    """The graph that EAP-IG's `cfg` describes; one far larger than the model's is refused before anything is made."""
     try:
         n_layers, n_heads, parallel = (cfg[name] for name in ("n_layers", "n_heads", "parallel_attn_mlp"))
     except (KeyError, TypeError):
@@ -301,18 +316,23 @@ def _graph_of(cfg: Any) -> Graph:
     for name, size in (("n_layers", n_layers), ("n_heads", n_heads)):
         if not isinstance(size, int) or not 1 <= size <= 10_000:
             raise ValueError(f"cfg.{name}: {size!r} is no number of them")
-    return Graph(n_layers, n_heads, bool(parallel))
+    graph = Graph(n_layers, n_heads, bool(parallel))
+    if graph.n_forward * graph.n_backward > MOST_PAIRS:
+        raise ValueError(f"cfg: {n_layers} layers of {n_heads} heads are more than any model has")
+    if model is not None and graph.n_forward > 2 * model.n_nodes:
+        raise _other_graph(graph, model)
+    return graph
 
 
-def of_eap_ig_json(stored: Mapping[str, Any]) -> Circuit:
+def of_eap_ig_json(stored: Mapping[str, Any], model: Graph | None = None) -> Circuit:
     """The circuit in EAP-IG's JSON, of all edges of its graph or of the circuit's alone: the others then score 0.
 
     Raises:
-        ValueError: if an edge is wrong or missing, naming it.
+        ValueError: if an edge is wrong or missing, naming it, or contradicts what `nodes` says of its ends.
     """
     if not isinstance(stored.get("edges"), dict) or not stored["edges"]:
         raise ValueError("it has no edges")
-    graph = _graph_of(stored.get("cfg"))
+    graph = _graph_of(stored.get("cfg"), model)
     scores = torch.zeros(graph.n_forward, graph.n_backward)
     in_circuit = torch.zeros(graph.n_forward, graph.n_backward, dtype=torch.bool)
     for name, edge in stored["edges"].items():
@@ -326,10 +346,31 @@ def of_eap_ig_json(stored: Mapping[str, Any]) -> Circuit:
     if int(in_circuit.sum()) < len(stored["edges"]) < graph.n_edges:
         missing = next(name for name in names_of_edges(graph) if name not in stored["edges"])
         raise ValueError(f"{len(stored['edges'])} of the graph's {graph.n_edges} edges: {missing} is missing")
-    return Circuit(graph, scores, in_circuit)
+    nodes = stored.get("nodes", {})
+    if not isinstance(nodes, dict) or not all(isinstance(node, dict) for node in nodes.values()):
+        raise ValueError("nodes: not an object of nodes, each with its in_graph")
+    left_out = {name for name, node in nodes.items() if node.get("in_graph") is False}
+    partly = {name for name, node in nodes.items() if not all(node.get("neurons", ()))}
+    return _with_nodes(Circuit(graph, scores, in_circuit), left_out, partly)
 
 
-def of_eap_ig_tensors(stored: Mapping[str, Any]) -> Circuit:
+def _with_nodes(circuit: Circuit, left_out: Set[str], partly: Set[str]) -> Circuit:
+    """The circuit, if the file has the nodes of its edges, and all their neurons.
+
+    What lies on no path from `input` to `logits` does not count: an unpruned file may have edges at nodes without
+    others.
+    """
+    graph = circuit.graph
+    for u, v in prune(circuit.in_circuit[None], graph)[0].nonzero().tolist() if left_out | partly else ():
+        for node in (graph.forward_nodes[u], graph.backward_nodes[v].partition("<")[0]):
+            if node in left_out - {"logits"}:
+                raise ValueError(f"{graph.edge_name(u, v)}: it is in the circuit, and its node {node} is not")
+            if node in partly:
+                raise ValueError(f"{graph.edge_name(u, v)}: only some neurons of {node} are there; nodes count whole")
+    return circuit
+
+
+def of_eap_ig_tensors(stored: Mapping[str, Any], model: Graph | None = None) -> Circuit:
     """The circuit in EAP-IG's tensors.
 
     Raises:
@@ -337,7 +378,7 @@ def of_eap_ig_tensors(stored: Mapping[str, Any]) -> Circuit:
     """
     if not isinstance(stored, Mapping) or (missing := {"cfg", "edges_scores", "edges_in_graph"} - set(stored)):
         raise ValueError(f"it has no {min(missing) if isinstance(stored, Mapping) else 'edges'}")
-    graph = _graph_of(stored["cfg"])
+    graph = _graph_of(stored["cfg"], model)
     for key, nodes in (("src_nodes", graph.forward_nodes), ("dst_nodes", graph.backward_nodes)):
         named = list(stored.get(key, nodes))
         if named != nodes:
@@ -349,9 +390,19 @@ def of_eap_ig_tensors(stored: Mapping[str, Any]) -> Circuit:
             shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else tensor
             raise ValueError(f"{key}: {shape} where the graph needs {tuple(graph.edge_mask.shape)}")
     in_circuit = in_circuit.bool()
+    if "nodes_scores" in stored or "neurons_in_graph" in stored:  # Its circuits of nodes fill whole rows.
+        in_circuit = in_circuit & graph.edge_mask
     _require_edges(in_circuit & ~graph.edge_mask, graph, "it is no edge of the graph")
     _require_edges(~scores.isfinite() & graph.edge_mask, graph, "its score is no number")
-    return Circuit(graph, scores.float() * graph.edge_mask, in_circuit)
+    lacking = []
+    for key in ("nodes_in_graph", "neurons_in_graph"):
+        held = stored.get(key, torch.ones(graph.n_forward))
+        if not isinstance(held, Tensor) or not held.ndim or len(held) != graph.n_forward:
+            raise ValueError(f"{key}: not a tensor of {graph.n_forward} nodes")
+        lacking.append(
+            {graph.forward_nodes[node] for node in (held.view(len(held), -1) == 0).any(1).nonzero()[:, 0].tolist()}
+        )
+    return _with_nodes(Circuit(graph, scores.float() * graph.edge_mask, in_circuit), *lacking)
 
 
 def _require_edges(wrong: Tensor, graph: Graph, why: str) -> None:
@@ -395,7 +446,11 @@ def _of_node_scores(stored: Mapping[str, Any], graph: Graph) -> Circuit:
             raise ValueError(f"{name}: the model has no such node ({graph.n_layers} layers of {graph.n_heads} heads)")
         if not _is_score(score):
             raise ValueError(f"{name}: its score {score!r} is no number")
-    units = (stored.get("safety_units") or {}).get("unit_ids")
+    listed = stored.get("safety_units") or {}
+    units = listed.get("unit_ids") if isinstance(listed, dict) else listed
+    named = isinstance(listed, dict) and isinstance(units, list) and all(isinstance(unit, str) for unit in units)
+    if units is not None and not named:
+        raise ValueError("safety_units: its unit_ids are not a list of nodes' names")
     if units is None:
         units = sorted(scores, key=lambda name: -scores[name])[: max(1, round(len(scores) * TOP_UNITS))]
     if unknown := [unit for unit in units if unit not in own]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any, get_args
@@ -14,7 +15,13 @@ from hypothesis import strategies as st
 
 from circuits_over_time.edge_attribution_patching.choices import ExportFormat
 from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
-from circuits_over_time.edge_attribution_patching.circuits.formats import Origin, export, read
+from circuits_over_time.edge_attribution_patching.circuits.formats import (
+    Origin,
+    export,
+    first_lacking,
+    names_of_edges,
+    read,
+)
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from tests.engine.test_circuit import circuit_of, graphs, same
 from tests.support.paths import PEER_FILES
@@ -124,6 +131,7 @@ def test_a_list_of_edges_names_heads_inputs_or_means_all_three(tmp_path: Path) -
 def wrong_files() -> list[tuple[str, Any, str]]:
     good = json.loads(export(circuit_of(GRAPH, 0, 5), "eap_ig_json", ORIGIN)[1])
     edge = "a0.h1->a1.h0<q>"
+    member = next(name for name, node in good["nodes"].items() if node["in_graph"] and name != "input")
 
     def changed(name: str, value: Any) -> dict[str, Any]:
         return good | {"edges": good["edges"] | {name: value}}
@@ -148,6 +156,19 @@ def wrong_files() -> list[tuple[str, Any, str]]:
         ("x.json", [1], "not an object"),
         ("x.json", {"node_scores": {"A7.0": 1.0}, "level": "node"}, "A7.0: the model has no such node"),
         ("x.json", {"node_scores": {"L3.42": 1.0}, "level": "neuron"}, "the level 'neuron'"),
+        *(
+            ("x.json", {"node_scores": {"A0.0": 1.0}, "safety_units": units}, "safety_units: its unit_ids are not")
+            for units in (["A0.0"], {"unit_ids": "A0.0"}, {"unit_ids": [["A0.0"]]})
+        ),
+        ("x.json", good | {"nodes": ["input"]}, "nodes: not an object"),
+        ("x.json", good | {"nodes": good["nodes"] | {member: {"in_graph": False}}}, f"its node {member} is not"),
+        (
+            "x.json",
+            good | {"nodes": good["nodes"] | {member: {"in_graph": True, "neurons": [1.0, 0.0]}}},
+            f"only some neurons of {member} are there",
+        ),
+        ("x.json", good | {"cfg": good["cfg"] | {"n_layers": 9999, "n_heads": 9999}}, "more than any model has"),
+        ("x.json", good | {"cfg": good["cfg"] | {"n_layers": 300}}, "the model has 2 layers of 2 heads; it has no inp"),
         ("x.csv", "source,target\ninput,a0.h0\ninput,m9\n", "row 3: input->m9: the graph has no node 'm9'"),
         ("x.csv", "source,target\nm0,m0\n", "row 2: m0->m0: m0 does not read m0"),
         ("x.csv", "source,target\nm0,m1\nm0,m1\n", "row 3: m0->m1 is there twice"),
@@ -177,6 +198,9 @@ def test_a_wrong_file_is_refused_with_its_first_wrong_edge(
         ("edges_scores", torch.full((7, 15), float("nan")), "input->a0.h0<q>: its score is no number"),
         ("src_nodes", ["input", "a0.h1"], "src_nodes: 2 nodes, the graph's are 7; the first other one: a0.h1"),
         ("cfg", None, "its cfg lacks"),
+        ("nodes_in_graph", torch.zeros(7, dtype=torch.bool), "it is in the circuit, and its node input is not"),
+        ("nodes_in_graph", [True] * 7, "nodes_in_graph: not a tensor of 7 nodes"),
+        ("neurons_in_graph", torch.zeros(7, 16), "only some neurons of input are there"),
     ],
 )
 def test_wrong_tensors_are_refused(tmp_path: Path, key: str, value: Any, message: str) -> None:
@@ -194,6 +218,29 @@ def test_a_graph_of_the_circuits_edges_alone_is_read(tmp_path: Path) -> None:
     found, _ = read(tmp_path / "x.json", GRAPH)
     assert torch.equal(found.in_circuit, circuit.in_circuit)
     assert torch.equal(found.scores, circuit.scores * circuit.in_circuit)
+
+
+def test_files_that_the_published_eap_ig_did_not_prune_or_made_of_nodes_are_read(tmp_path: Path) -> None:
+    whole = circuit_of(GRAPH, 0, GRAPH.n_edges)
+    stored = torch.load(written(whole, "eap_ig_pt", tmp_path), weights_only=True)
+    # It fills whole rows of its nodes, entries that are no edges too, and counts no node that nothing goes into.
+    nodes = torch.tensor([name in ("input", "m0", "a1.h0") for name in GRAPH.forward_nodes])
+    stored |= {"edges_in_graph": nodes[:, None].expand(7, 15).clone(), "nodes_in_graph": nodes}
+    torch.save(stored | {"nodes_scores": torch.ones(7)}, tmp_path / "nodes.pt")
+    assert torch.equal(read(tmp_path / "nodes.pt")[0].in_circuit, GRAPH.edge_mask & nodes[:, None])
+    loose = json.loads(export(circuit_of(GRAPH, 0, 0), "eap_ig_json", ORIGIN)[1])
+    for name in ("input->m0", "m0->logits", "m1->logits"):
+        loose["edges"][name]["in_graph"] = True
+    loose["nodes"] |= {name: {"in_graph": True} for name in ("input", "m0")}
+    (tmp_path / "loose.json").write_text(json.dumps(loose))
+    assert read(tmp_path / "loose.json")[0].n_edges == 3
+
+
+def test_the_first_edge_that_a_graph_lacks_is_known_by_their_sizes() -> None:
+    sizes = itertools.product((1, 2, 3), (1, 2, 3), (False, True))
+    for one, other in itertools.product([Graph(*size) for size in sizes], repeat=2):
+        there = set(names_of_edges(one))
+        assert first_lacking(one, other) == next((name for name in names_of_edges(other) if name not in there), None)
 
 
 def test_a_circuit_of_another_model_is_refused_with_an_edge_it_has_not(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 import circuits_over_time as cot
+from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
 from circuits_over_time.utils.circuits.handle import Model
+from circuits_over_time.utils.circuits.measured import MeasuredCircuit
 from tests.support.paths import TOY
 from tests.support.random_models import random_model
 from tests.support.task_tokenizers import words
@@ -124,6 +126,27 @@ def test_edges_heads_and_prompts_that_are_none_are_named(model: Model) -> None:
     for call, error, text in cases:
         with pytest.raises(error, match=text):
             call()
+
+
+def test_a_file_without_an_edge_is_refused_and_an_empty_list_is_the_empty_circuit(model: Model, tmp_path: Path) -> None:
+    sva, graph = cot.task("sva"), model.graph
+    (tmp_path / "header.csv").write_text("source,target\n")
+    none = torch.zeros_like(graph.edge_mask)
+    MeasuredCircuit(Circuit(graph, none.float(), none), about={"d_model": 128}).save(tmp_path / "none.json")
+    for name in ("header.csv", "none.json"):
+        for function in (cot.evaluate, cot.ablate):
+            with pytest.raises(ValueError, match=rf"^edges: .*{name}: no edge is in its circuit; name another file"):
+                function(model, sva, tmp_path / name, n_prompts=4)
+    empty = cot.evaluate(model, sva, [], n_prompts=4)
+    assert (empty.n_edges, empty.faithfulness) == (0, 0)
+
+
+def test_a_list_of_units_in_the_results_is_no_list_of_edges(model: Model, tmp_path: Path) -> None:
+    path = tmp_path / "graphs" / "toy" / "ioi@eap+node" / "step000600.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text("source,target,input\nm0,logits,\n")
+    with pytest.raises(ValueError, match=r"step000600\.csv: lists nodes, not edges; name step000600\.pt beside it"):
+        cot.ablate(model, cot.task("ioi"), path)
 
 
 def test_a_mask_of_numpy_is_one_of_torch(model: Model) -> None:

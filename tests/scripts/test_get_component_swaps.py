@@ -13,9 +13,12 @@ from circuits_over_time.edge_attribution_patching.model.swap import swapped
 from circuits_over_time.edge_attribution_patching.model.weights import read_weights
 from circuits_over_time.utils.circuits import swap_keys
 from circuits_over_time.utils.circuits.find import split_prompts
-from circuits_over_time.utils.circuits.swap_keys import SwapConfig, family_named
+from circuits_over_time.utils.circuits.measured import read_circuit
+from circuits_over_time.utils.circuits.swap_keys import SwapConfig, family_named, tasks_of_swaps
 from circuits_over_time.utils.circuits.swaps import random_sets
 from circuits_over_time.utils.models.family import LocalFamily, resolve_family
+from circuits_over_time.utils.results.commands import folder_named
+from circuits_over_time.utils.results.record import input_hashes
 from circuits_over_time.utils.results.store import Store
 from circuits_over_time.utils.sweep.runner import main
 from circuits_over_time.utils.tasks import TASKS
@@ -104,6 +107,47 @@ def test_swaps_are_measured_again_when_the_circuit_is_another(tmp_path: Path) ->
     assert file.read_bytes() != before
 
 
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("neuron", ["level=neuron", "search.sizes=[90]"]),
+        ("positions", ["positions=true", "search.sizes=[12]"]),
+        ("eap+mean_positional+node", ["eap.method=eap", "ablation=mean_positional", "level=node", "search.sizes=[12]"]),
+    ],
+)
+def test_the_circuit_by_any_method_ablation_and_level_is_swapped_under_its_name(
+    name: str, keys: list[str], tmp_path: Path
+) -> None:
+    shared = [f"model={TOY}", f"checkpoints=[{LAST}]", f"results_dir={tmp_path}", "n_prompts=6", "device=cpu"]
+    sizes = ["eap.ig_steps=2", "search.threshold=0.01", "n_random=0"]
+    assert main(CIRCUITS, [*shared, "task=ioi", *keys, *sizes, "attention=null"]) == 0
+    swaps = ["components=[circuit]", f"sources=[{LAST}]", "n_random=0", "n_sequences=0"]
+    assert main(ANALYSIS, [*shared, f"task=[ioi@{name}]", *swaps]) == 0
+    results = Store(tmp_path)
+    (row,) = results.folder("swaps", TOY.name, f"ioi@{name}").read_table(LAST).to_dict("records")
+    (found,) = results.folder("faithfulness", TOY.name, f"ioi@{name}").read_table(LAST).to_dict("records")
+    for column in ("metric", "faithfulness", "faithfulness_low", "faithfulness_high"):
+        whole = found if column != "metric" else {"metric": row["own_metric"]}
+        assert row[column] == pytest.approx(whole[column], rel=1e-4, nan_ok=True)
+    assert found["faithfulness"] not in (0, 1)
+    nodes = read_circuit(results.folder("graphs", TOY.name, f"ioi@{name}").file(LAST, ".pt")).nodes["node"]
+    assert sorted(row["nodes"].split()) == sorted(set(nodes) - {"input", "logits"})
+
+
+def test_a_table_of_prompts_is_named_with_the_method_of_its_circuit(tmp_path: Path) -> None:
+    prompts = tmp_path / "own.csv"
+    prompts.write_text("clean,corrupted,answers,wrong_answers\n" + '"I met Mary, and","I met James, and", she, he\n')
+    config = SwapConfig(model=str(TOY), task=["ioi@mean", f"{prompts}@eap", str(prompts)])
+    assert config.task_names == ["ioi", str(prompts)]
+    assert [task.name for task in tasks_of_swaps(config)] == ["ioi@mean", "own@eap", "own"]
+    assert set(input_hashes(config, "own@eap")) == {"task"}
+    assert input_hashes(config, "own@eap") == input_hashes(config, "own")
+    assert input_hashes(config, "ioi@mean") == {}
+    assert config.of_task("own@eap").metric == "logit_diff"
+    assert config.of_task("ioi@mean").metric is None
+    assert folder_named(f"{prompts}@eap") == "own@eap"
+
+
 def test_random_sets_have_as_many_heads_in_each_layer() -> None:
     shape = read_weights(random_model("neox-parallel"))
     nodes = ["a0.h1", "a0.h2", "m1", "a2.h0"]
@@ -127,6 +171,8 @@ def test_heads_that_share_keys_are_drawn_together() -> None:
 @pytest.mark.parametrize(
     ("override", "line"),
     [
+        ("task=sva@eapp", "task: 'sva@eapp' is unknown"),
+        ("task=[sva, sva@node, sva@node]", "listed twice"),
         ("components=[a9.h9]", "components: 'a9.h9' is neither a node of the model nor a set or role"),
         ("components=[name_movers]", "did you mean 'name_mover'?"),
         ("components=name_movers", "did you mean 'name_mover'?"),

@@ -13,10 +13,12 @@ import pytest
 from circuits_over_time.utils.config.keys import load_config
 from circuits_over_time.utils.models.checkpoint import LoadedCheckpoint
 from circuits_over_time.utils.models.family import LocalFamily
+from circuits_over_time.utils.sweep.analysis import Analysis
 from circuits_over_time.utils.sweep.plan import Job
 from circuits_over_time.utils.sweep.runner import main, main_of_suite
 from circuits_over_time.utils.sweep.suite import in_order
 from get_circuits_over_time import ANALYSIS as CIRCUITS
+from get_component_swaps import ANALYSIS as SWAPS
 from get_full_model_components_over_time import ANALYSIS as COMPONENTS
 from get_ioi_consistency import ANALYSIS as CONSISTENCY
 from get_model_cspa import ANALYSIS as CSPA
@@ -92,6 +94,39 @@ def test_a_suite_writes_the_files_of_the_single_scripts_and_loads_each_checkpoin
     assert inputs == {"circuit": "stored", "components": "stored", "cspa": "stored"}
     formats = {name: json.loads(suite[f"{name}/toy/run.json"])["settings"]["dtype"] for name in ("cspa", "components")}
     assert formats == {"cspa": "bfloat16", "components": "float32"}
+
+
+def test_circuits_by_several_methods_and_what_reads_them_are_those_of_the_single_scripts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loaded: list[int]
+) -> None:
+    small = {"task": "sva", "n_prompts": 4, "n_random": 0}
+    of_circuits = small | {"search": {"sizes": [20]}, "attention": None}
+    entries: list[tuple[Analysis, dict[str, Any]]] = [
+        (
+            SWAPS,
+            small
+            | {"task": ["sva@eap", "sva@zero+node"], "components": ["circuit"], "sources": [1350]}
+            | {"n_sequences": 0},
+        ),
+        (CIRCUITS, of_circuits | {"eap": {"method": "eap"}}),
+        (CIRCUITS, of_circuits | {"eap": {"ig_steps": 2}, "ablation": "zero", "level": "node"}),
+    ]
+    shared = {"model": str(TOY), "checkpoints": [1350], "device": "cpu"}
+    for name in ("single", "suite"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "single")
+    for analysis, keys in [*entries[1:], entries[0]]:
+        (tmp_path / "one.yml").write_text(json.dumps(shared | keys))
+        assert main(analysis, ["-c", str(tmp_path / "one.yml")]) == 0
+    monkeypatch.chdir(tmp_path / "suite")
+    loaded.clear()
+    analyses = [{"script": f"{one.name}.py"} | keys for one, keys in entries]
+    (tmp_path / "suite.yml").write_text(json.dumps(shared | {"analyses": analyses}))
+    assert main_of_suite(["-c", str(tmp_path / "suite.yml")]) == 0
+    assert loaded == [1350]
+    single, suite = (files_in(tmp_path / name / "results") for name in ("single", "suite"))
+    assert single == suite
+    assert {"swaps/toy/sva@eap/step001350.csv", "swaps/toy/sva@zero+node/step001350.csv"} <= set(suite)
 
 
 @pytest.mark.slow

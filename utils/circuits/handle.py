@@ -267,16 +267,12 @@ def edge_mask(edges: Any, graph: Graph) -> Bool[Tensor, "n_forward n_backward"]:
 
     Args:
         edges: names (`"a3.h1->logits"`, `"a0.h1->a3.h2<q>"`; without `<q>` all three inputs of a head), a mask, a
-            circuit, a data frame with `source, target, input`, or a file that `read_circuit` reads.
+            circuit, or a data frame with `source, target, input`.
 
     Raises:
         UserError: if the graph has no such edge.
         TypeError: if these are no edges.
     """
-    if isinstance(edges, str | Path) and "->" not in str(edges):
-        edges = read_circuit(edges, graph)
-    if isinstance(edges, MeasuredCircuit):
-        edges = edges.circuit
     if isinstance(edges, Circuit):
         try:
             return of_same_graph(edges, graph).as_edges.in_circuit
@@ -348,10 +344,12 @@ def evaluated(model: Model, task: Task, edges: Any, keys: Mapping[str, Any], *, 
     # Edges are checked before prompts are made, unless it takes prompts to know their roles.
     made = with_prompts(model, task, keys) if keys.get("positions") else None
     graph: Graph | Units = Graph.of(model.weights, None if made is None else made[1].evaluation.roles)
-    mask = edge_mask(edges, graph)
-    if isinstance(edges, str | Path) and "->" not in str(edges):
-        edges = read_circuit(edges, graph)
-    held = edges.circuit if isinstance(edges, MeasuredCircuit) else edges
+    path = edges if isinstance(edges, str | Path) and "->" not in str(edges) else None
+    held = edges if path is None else read_circuit(path, graph)
+    held = held.circuit if isinstance(held, MeasuredCircuit) else held
+    mask = edge_mask(held, graph)
+    if path is not None and not bool(mask.any()):
+        raise UserError(f"edges: {path}: no edge is in its circuit; name another file, or [] for the empty circuit")
     settings, prompts = made or with_prompts(model, task, keys)
     if isinstance(held, Circuit) and isinstance(held.graph, Units):
         graph, mask = held.graph, held.in_circuit

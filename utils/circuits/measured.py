@@ -38,6 +38,7 @@ from circuits_over_time.edge_attribution_patching.units import Units
 
 from ..base.errors import UserError, errors_of_python, one_line
 from ..base.files import atomic_write
+from ..config.keys import task_and_method, variant_keys
 from ..config.keywords import validated
 from ..models.checkpoint import LoadedCheckpoint
 from ..results.checked import STAMP
@@ -286,7 +287,7 @@ class MeasuredCircuit:
         if len(self.edges) or self.status == "not measured":
             return [self._in_words(len(self.edges)), run or self.status]
         best = self.curve.sort_values("faithfulness").tail(1).to_dict("records")
-        tried = "".join(f"; the best, of {row['n_edges']} edges, has {row['faithfulness']:.2f}" for row in best)
+        tried = "".join(f"; the best, of {row['n_edges']} {self._unit}, has {row['faithfulness']:.2f}" for row in best)
         return [f"{self.status}{tried}", run]
 
     def _of(self) -> str:
@@ -447,6 +448,9 @@ def read_circuit(path: str | Path, graph: Graph | None = None) -> MeasuredCircui
         UserError: if there is no such file, or it holds no circuit of this graph.
     """
     path = Path(path)
+    level = variant_keys(task_and_method(path.absolute().parent.name)[1]).get("level")
+    if level is not None and path.suffix == ".csv":
+        raise UserError(f"{path}: lists {level}s, not edges; name {path.with_suffix('.pt').name} beside it")
     try:
         if path.is_file() and (found := _of_results(path, graph)) is not None:
             return found

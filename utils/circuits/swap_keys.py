@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator
@@ -11,14 +12,26 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 from circuits_over_time.edge_attribution_patching.choices import Part
 
 from ..config.components import require_known
-from ..config.keys import BaseConfig, Steps, TaskConfig, amount, as_list, different, known_schedule
+from ..config.keys import (
+    BaseConfig,
+    Names,
+    Steps,
+    TaskConfig,
+    amount,
+    as_list,
+    different,
+    execution,
+    known_schedule,
+    task_and_method,
+    variant_keys,
+)
 from ..config.schedules import select_steps
 from ..heads.needs import require_context
 from ..models.family import Family, family_of
 from ..results.kinds import ROLES
-from ..tasks import tasks_of
+from ..tasks import Task, tasks_of
 from ..tasks.prompts import Work
-from .keys import PairSettings, circuit_pairs
+from .keys import CircuitSettings, PairSettings, ReferenceConfig, circuit_pairs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,6 +46,10 @@ EVERYWHERE = ("circuit", "heads", "mlps", "all")
 class SwapConfig(PairSettings, TaskConfig):
     """Keys of get_component_swaps.py. `checkpoints` are the models that components are put into."""
 
+    task: Names = execution(...)
+    """A task, or the [name in the results](../docs/circuits.md#swapped-components) of its circuit by another method,
+    ablation or level (`ioi@eap`, `own.csv@node`), or a list."""
+    reference: ReferenceConfig = ReferenceConfig()
     sources: str | Steps = "all"
     """The checkpoints that components are taken from: a [schedule](../docs/models.md#schedules), or a list of steps."""
     components: Annotated[list[str | list[str]], BeforeValidator(as_list), AfterValidator(different)] = Field(
@@ -49,6 +66,19 @@ class SwapConfig(PairSettings, TaskConfig):
     seq_len: int = amount(50, 2, most=1_000_000)
     """Tokens in a block, which comes twice in a row."""
 
+    @property
+    def task_names(self) -> list[str]:
+        """The tasks, whatever their circuits were found by."""
+        return list(dict.fromkeys(task_and_method(name)[0] for name in super().task_names))
+
+    def unread(self, prefix: str = "") -> Iterator[tuple[str, str]]:
+        """Adds what only means read."""
+        yield from super().unread(prefix)
+        if self.reference != ReferenceConfig() and not any(
+            "mean" in name.rpartition("@")[2] for name in as_list(self.task)
+        ):
+            yield f"{prefix}reference", "without a circuit whose ablation is mean or mean_positional"
+
     _known_schedule_of_sources = field_validator("sources")(known_schedule)
 
     @field_validator("components")
@@ -58,6 +88,20 @@ class SwapConfig(PairSettings, TaskConfig):
             if not all(name.strip() for name in different(names, "a set of components")):
                 raise ValueError("the name of a component is empty")
         return value
+
+
+def tasks_of_swaps(config: SwapConfig) -> list[Task]:
+    """A task for each circuit, called as the circuit's results are; errors as of `tasks_of`."""
+    of_name = dict(zip(config.task_names, tasks_of(config), strict=True))
+    bases = [(name, task_and_method(name)[0]) for name in as_list(config.task)]
+    return [replace(of_name[base], name=of_name[base].name + name.removeprefix(base)) for name, base in bases]
+
+
+def settings_of(config: SwapConfig, task: str) -> CircuitSettings:
+    """What prompts and ablated nodes depend on, for the circuit of this name in the results."""
+    pairs = {name: getattr(config, name) for name in PairSettings.model_fields}
+    variant = {key: value for key, value in variant_keys(task_and_method(task)[1]).items() if "." not in key}
+    return CircuitSettings.model_validate({**pairs, "reference": config.reference, **variant})
 
 
 def check_components(config: SwapConfig, n_layers: int, n_heads: int) -> None:
@@ -95,7 +139,8 @@ def inputs_of_swaps(config: SwapConfig, tokenizer: PreTrainedTokenizerBase, shap
     # Of each source and set: the clean and the corrupted run and the circuit, with random sets too.
     listed = isinstance(config.sources, list)  # Then the hub need not be asked.
     n_sources = len(config.sources if listed else source_steps(config, family_of(config, config.models[0])))
-    passes = n_sources * len(config.components) * (1 + config.n_random) * 2.5
-    for task in tasks_of(config):
-        halves = 2 if config.evaluate_on == "heldout" else 1
-        yield Work(task.name, circuit_pairs(config, task, tokenizer), passes / halves)
+    models = n_sources * len(config.components) * (1 + config.n_random)
+    for task in tasks_of_swaps(config):
+        means = "mean" in settings_of(config, task.name).ablation
+        passes = 2.5 / (2 if config.evaluate_on == "heldout" else 1) + means
+        yield Work(task.name, circuit_pairs(config, task, tokenizer), models * passes)

@@ -18,12 +18,12 @@ from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from circuits_over_time.edge_attribution_patching.circuits.faithfulness import Baselines, FaithfulnessCurve
-from circuits_over_time.edge_attribution_patching.circuits.search import edges_in
+from circuits_over_time.edge_attribution_patching.circuits.search import nodes_in
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
 from circuits_over_time.edge_attribution_patching.model.swap import moved_together, swapped
@@ -38,13 +38,13 @@ from ..models.checkpoint import LoadedCheckpoint
 from ..models.family import Family
 from ..results.kinds import GRAPHS, IOI_CONSISTENCY_HEADS, KINDS, ROLES
 from ..results.store import Result, ResultsFolder, Store
-from ..tasks import Task, tasks_of
+from ..tasks import Task
 from ..tasks.performance import task_performance
 from ..tasks.prompts import metric_name, metric_unit
-from .find import CircuitPrompts, evaluator_of, split_prompts
-from .keys import SearchConfig
-from .swap_keys import SwapConfig, check_components, family_named, source_steps
-from .transfer import StoredCircuits
+from .find import CircuitPrompts, circuit_prompts, evaluator_of
+from .keys import CircuitSettings, SearchConfig
+from .swap_keys import SwapConfig, check_components, family_named, settings_of, source_steps, tasks_of_swaps
+from .transfer import StoredCircuit, StoredCircuits
 
 SWAPS, SWAP_HEADS = KINDS["swaps"], KINDS["swap_heads"]
 log = logging.getLogger(__name__)
@@ -67,13 +67,16 @@ def prepare(config: SwapConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape
         UserError: if they do not fit the tokenizer or the model, or no model has such a component, or the metric says
             nothing of a whole model.
     """
-    if unfit := [task.name for task in tasks_of(config) if task.primary == "kl"]:
+    if unfit := [task.name for task in tasks_of_swaps(config) if task.primary == "kl"]:
         raise UserError(
             "metric: kl compares with the whole model, so it is 0 in every whole model, swapped or not; "
             f"give {unfit[0]} another metric"
         )
     check_components(config, shape.n_layers, shape.n_heads)
-    prompts = {task.name: split_prompts(config, task, tokenizer, shape) for task in tasks_of(config)}
+    prompts = {
+        task.name: circuit_prompts(settings_of(config, task.name), task, tokenizer, shape)
+        for task in tasks_of_swaps(config)
+    }
     blocks = None
     if config.n_sequences:
         require_context(config.seq_len, shape.n_positions)
@@ -93,14 +96,19 @@ def measure(checkpoint: LoadedCheckpoint, config: SwapConfig, inputs: SwapInputs
         name for names in config.components for name in as_list(names)
     ]:
         raise _absent("circuit", folder, checkpoint.step)
-    stored, mask = StoredCircuits(store, checkpoint.name).at(task.name, checkpoint.step), None
-    if stored is not None:
-        mask = edges_in(stored.mask[None], stored.graph)[0]
+    stored = StoredCircuits(store, checkpoint.name).at(task.name, checkpoint.step)
     circuit = "" if stored is None else stored.fingerprint
-    sets = _sets(config, into, mask, store.folder(IOI_CONSISTENCY_HEADS, checkpoint.name), checkpoint.step)
+    sets = _sets(config, into, stored, store.folder(IOI_CONSISTENCY_HEADS, checkpoint.name), checkpoint.step)
     prompts = inputs.prompts[task.name]
-    prompts = replace(prompts, evaluation=prompts.evaluation.to(into.device))  # Once, for all the models that follow.
-    measuring = partial(_measured, config, prompts, inputs.blocks, mask)
+    evaluation = prompts.evaluation.to(into.device)  # Once, for all the models that follow.
+    if stored is not None and evaluation.roles is not None:
+        try:
+            evaluation = replace(evaluation, roles=evaluation.roles.named_as(stored.graph.roles))
+        except ValueError as error:
+            stores = folder.file(checkpoint.step, ".pt")
+            raise UserError(f"n_prompts: {stores}: {error}; ask for as many as it was found on") from None
+    prompts = replace(prompts, evaluation=evaluation)
+    measuring = partial(_measured, settings_of(config, task.name), prompts, inputs.blocks, stored)
     own = measuring(into)
     rows: list[dict[str, Any]] = []
     scores: list[pd.DataFrame] = []
@@ -131,7 +139,7 @@ def measure(checkpoint: LoadedCheckpoint, config: SwapConfig, inputs: SwapInputs
 def outdated(config: SwapConfig, store: Store, model: str) -> set[tuple[str, int]]:
     """The tasks and steps whose swaps were measured with another circuit than is stored there now."""
     circuits, found = StoredCircuits(store, model), set[tuple[str, int]]()
-    for task in tasks_of(config):
+    for task in tasks_of_swaps(config):
         folder = store.folder(SWAPS, model, task.name)
         for step in folder.steps():
             held = folder.read_table(step)["circuit"].fillna("").unique().tolist()
@@ -197,32 +205,33 @@ class _Found:
 
 
 def _measured(
-    config: SwapConfig,
+    settings: CircuitSettings,
     prompts: CircuitPrompts,
     blocks: Int[Tensor, "sequence position"] | None,
-    mask: Bool[Tensor, "n_forward n_backward"] | None,
+    circuit: StoredCircuit | None,
     weights: ModelWeights,
     *,
     scored: bool = True,
 ) -> _Found:
     """What a model does, with the circuit if there is one; without accuracy and scores of heads unless `scored`."""
-    evaluator = evaluator_of(weights, prompts, config)
+    prompts = prompts.with_reference(weights, settings)
+    evaluator = evaluator_of(weights, prompts, settings, None if circuit is None else circuit.graph)
     curve = FaithfulnessCurve(evaluator.full, evaluator.corrupted)
-    if mask is not None:
-        curve.values[0] = evaluator(mask[None])[0]
+    if circuit is not None:
+        curve.values[0] = evaluator(circuit.mask[None])[0]
     accuracy, heads = math.nan, None
     if scored:
-        table = task_performance(weights, prompts.evaluation, ["accuracy"], config.batch_size)
+        table = task_performance(weights, prompts.evaluation, ["accuracy"], settings.batch_size)
         accuracy = float(table["value"][0])  # of the clean prompts
         if blocks is not None:
-            heads = mean_scores(attention_samples(weights, blocks, config.batch_size))
+            heads = mean_scores(attention_samples(weights, blocks, settings.batch_size))
     return _Found(curve, accuracy, heads)
 
 
 def _sets(
     config: SwapConfig,
     into: ModelWeights,
-    mask: Bool[Tensor, "n_forward n_backward"] | None,
+    circuit: StoredCircuit | None,
     roles: ResultsFolder,
     step: int,
 ) -> dict[str, list[str]]:
@@ -230,11 +239,9 @@ def _sets(
     graph = Graph.of(into)
     heads, mlps = ([name for name in graph.forward_nodes if name.startswith(letter)] for letter in "am")
     of_name = {"heads": heads, "mlps": mlps, "all": [*graph.forward_nodes, "logits"]}
-    if mask is not None:
-        in_circuit = mask.any(dim=1)
-        of_name["circuit"] = [
-            name for name, there in zip(graph.forward_nodes, in_circuit, strict=True) if there and name != "input"
-        ]
+    if circuit is not None:
+        members = nodes_in(circuit.mask[None], circuit.graph)[0, 1:-1].tolist()
+        of_name["circuit"] = [name for name, there in zip(graph.forward_nodes[1:], members, strict=True) if there]
     found: dict[str, list[str]] = {}
     for names in config.components:
         nodes: list[str] = []

@@ -493,9 +493,10 @@ class TaskConfig(PromptOptions, BaseConfig):
         """The config as it is for one task, by the name of its results folder: with what depends on the task."""
         changed: dict[str, Any] = {"tasks": {}, "n_prompts": self.n_prompts or USUAL_PROMPTS, "answers_as": "text"}
         stems = [Path(task).stem for task in self.task_names if task.lower().endswith(".csv")]
-        if own := {task: keys for task, keys in self.tasks.items() if self.name_in_results(task) == name}:
+        base = None if name is None else task_and_method(name)[0]
+        if own := {task: keys for task, keys in self.tasks.items() if task == base}:
             changed = {"tasks": own, "metric": next(iter(own.values())).metric, "answers_as": "text"}
-        elif any(self.name_in_results(stem) == name for stem in stems):
+        elif base in stems:
             changed = {"tasks": {}, "metric": self.metric or CSV_METRIC}
         return self.model_copy(update=changed)
 

@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -91,12 +92,14 @@ def how_to_make(
     found = find_kind(kind)
     if found.name not in KINDS:
         return f"cot.over_time({', '.join(['...', *(f'{name}={value}' for name, value in keys.items())])})"
-    runs, method = list(stored_runs(root, model)), USUAL_METHOD if task is None else task_and_method(task)[1]
-    if found.script == KINDS["graphs"].script and method != USUAL_METHOD:
+    runs, finds = list(stored_runs(root, model)), found.script == KINDS["graphs"].script
+    if task is not None and finds and (method := task_and_method(task)[1]) != USUAL_METHOD:
         keys = variant_keys(method) | keys
     own = sorted((run for run in runs if run.script == found.script), key=lambda run: run.task != task)
     for run in [*own, *runs][:1]:
-        wanted = run.given | ({} if task is None else {"task": run.given_task(task)})
+        wanted = dict(run.given)
+        if task is not None and (given := run.given_task(task)) is not None:
+            wanted["task"] = task_and_method(given)[0] if finds else given  # The method is a key of the first.
         outdated = any(one.outdated and task in (None, one.task) for one in own) and "repair" not in keys
         keys = ({"overwrite": True} if outdated else {}) | keys
         if made := command(found, wanted, root, same_script=bool(own), **keys):
@@ -132,7 +135,8 @@ def command(
         names &= {*shared, *PromptOptions.model_fields}
     keys = {name: value for name, value in wanted.items() if name in names} | {"results_dir": str(root)}
     if "tasks" in keys and isinstance(asked_task := keys.get("task"), str):  # Those of other tasks make no difference.
-        keys["tasks"] = {name: block for name, block in keys["tasks"].items() if name == asked_task}
+        base = task_and_method(asked_task)[0]
+        keys["tasks"] = {name: block for name, block in keys["tasks"].items() if name == base}
     asked = ASKED_FOR.get(kind.name, {})
     if same_script and not all(wanted.get(name) for name in asked if name not in _NOT_REPEATED):
         keys |= asked
@@ -207,15 +211,18 @@ def _yaml(value: Any) -> str:
 
 
 def _entry(given: Any, name: str) -> str:
-    """Which of the models or tasks that a config names has a results folder of this name."""
-    entries = given if isinstance(given, list) else [given]
-    wanted = {name, task_and_method(name)[0]}
-    return next((entry for entry in entries if isinstance(entry, str) and folder_named(entry) in wanted), name)
+    """Which of the models or tasks that a config names has a results folder of this name, or is the task of it."""
+    entries = [entry for entry in (given if isinstance(given, list) else [given]) if isinstance(entry, str)]
+    named = {folder_named(entry): entry for entry in entries[::-1]}
+    return named.get(name) or named.get(task_and_method(name)[0]) or name
 
 
 def folder_named(entry: str) -> str:
-    """The name of the results folder of a model or task: of `.` that of the folder, of `own/drinks.csv` `drinks`."""
-    return os.path.basename(os.path.abspath(entry)).removesuffix(".csv")
+    """The name of the results folder of a model or task: of `.` that of the folder, of `own/drinks.csv` `drinks`.
+
+    Of `own/drinks.csv@eap`, by which some scripts take circuits, `drinks@eap`.
+    """
+    return re.sub(r"\.csv(?=@|$)", "", os.path.basename(os.path.abspath(entry)))
 
 
 def _first_command(

@@ -31,7 +31,7 @@ from pydantic_core import to_jsonable_python
 
 from ..base.errors import CheckpointUnusable, HubUnreachable, UserError, some
 from ..base.files import atomic_write, combine, content_sha256, remove_stale_temporaries, require_writable
-from ..config.keys import BaseConfig, TaskConfig, files_read, result_keys, result_settings
+from ..config.keys import BaseConfig, TaskConfig, files_read, result_keys, result_settings, task_and_method
 from ..models.family import Family, HubFamily, LocalFamily
 from .checked import Damaged, DamagedRecord
 from .kinds import KINDS
@@ -97,9 +97,9 @@ def input_files(config: BaseConfig, task: str | None) -> dict[str, Path]:
     """The files that numbers of a task depend on besides checkpoints, by the key that names them."""
     if not isinstance(config, TaskConfig):
         return files_read(config)
-    csvs = [path for path in map(Path, config.task_names) if path.suffix.lower() == ".csv"]
-    prompts = [{"task": path} for path in csvs if config.name_in_results(path.stem) == task]
-    return files_read(config) | next(iter(prompts), {})
+    stem = None if task is None else task_and_method(task)[0]
+    csvs = [path for path in map(Path, config.task_names) if path.suffix.lower() == ".csv" and path.stem == stem]
+    return files_read(config) | ({"task": csvs[0]} if csvs else {})
 
 
 def input_hashes(config: BaseConfig, task: str | None) -> dict[str, str]:
