@@ -172,7 +172,13 @@ def attribute(
         sums = to_cpu(sums)
     sums *= graph.edge_mask
     if not bool(sums.isfinite().all()):
-        raise FloatingPointError(f"the gradient holds NaN or infinity in {str(weights.dtype).removeprefix('torch.')}")
+        told = f"the gradient holds NaN or infinity in {str(weights.dtype).removeprefix('torch.')}"
+        if 0 in alphas and reference is not None and not bool(reference.totals[0].any()):
+            others = (
+                "quadrature=midpoint or right" if method == "eap_ig" else "method=eap, or eap_ig with midpoint steps"
+            )
+            told += f" where the embeddings are zero and norms divide by sqrt(eps); use {others}, or another ablation"
+        raise FloatingPointError(told)
     if level == "node":  # What a node writes reaches all its readers alike, so their gradients add up.
         graph, sums = graph_of(weights, level, pairs.roles), sums[:, 1:].sum(2, keepdim=True)
     return FoldScores(graph, sums, sizes)

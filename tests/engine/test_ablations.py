@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -20,7 +20,9 @@ from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.pairs import TokenPairs
 from circuits_over_time.edge_attribution_patching.model.reference import Reference
 from circuits_over_time.edge_attribution_patching.model.weights import read_weights
+from circuits_over_time.edge_attribution_patching.scores.folds import FoldScores
 from circuits_over_time.edge_attribution_patching.scores.methods import edge_scores
+from circuits_over_time.utils.base.errors import with_way_out
 from circuits_over_time.utils.circuits.handle import with_prompts
 from tests.engine.test_linear_model import linear_weights, logit_difference
 from tests.support import eap_reference
@@ -43,6 +45,31 @@ def some_masks(graph: Graph) -> Tensor:
     shares = torch.tensor([0.3, 0.7, 0.97])[:, None, None]
     drawn = prune((drawn < shares) & graph.edge_mask, graph)
     return torch.cat((torch.zeros_like(drawn[:1]), graph.edge_mask[None], drawn))
+
+
+def test_a_gradient_that_overflows_where_the_embeddings_are_zero_says_so_and_what_helps() -> None:
+    weights, (clean, corrupted, lengths) = (
+        read_weights(random_model("llama-grouped", rms_norm_eps=1e-30)),
+        random_pairs(2),
+    )
+    pairs, metric = TokenPairs(clean, corrupted, lengths), eap_reference.logit_diff_metric(97, 2)
+    reference = Reference.of(weights, "zero", clean, lengths)
+
+    def scores(method: Method, **how: Any) -> FoldScores:
+        return edge_scores(weights, pairs, metric, method=method, reference=reference, **{"steps": 2} | how)
+
+    told = (
+        r"the gradient holds NaN or infinity in float32 where the embeddings are zero .*; use {}, or another ablation"
+    )
+    others: dict[Method, str] = {"ceap": "method=eap, or", "clean_corrupted": "method=eap, or"}
+    for method, way_out in ({"eap_ig": "quadrature=midpoint or right"} | others).items():
+        with pytest.raises(FloatingPointError, match=told.format(f"{way_out}.*")) as raised:
+            scores(method)
+        assert with_way_out(raised.value) == str(raised.value)
+    for rule in ("midpoint", "right"):
+        assert scores("eap_ig", quadrature=rule).scores.isfinite().all()
+    assert scores("eap").scores.isfinite().all()
+    assert edge_scores(weights, pairs, metric, method="eap_ig", steps=2).scores.isfinite().all()
 
 
 @pytest.mark.parametrize("ablation", ABLATIONS)

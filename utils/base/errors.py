@@ -39,6 +39,8 @@ def errors_of_python() -> Iterator[None]:
 
 def with_way_out(error: FloatingPointError) -> str:
     """What is not finite, and what to do about it: `layer 1 gives NaN or infinity in float16; pass dtype=float32`."""
+    if ";" in str(error):  # It says so itself.
+        return str(error)
     if "float32" in str(error):
         return f"{error}; its training diverged, or the file is damaged: leave the step out"
     return f"{error}; pass dtype=float32, and if it stays, leave the step out"
