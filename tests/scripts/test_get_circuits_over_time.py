@@ -26,7 +26,7 @@ from circuits_over_time.edge_attribution_patching.patching.runs import prepare_r
 from circuits_over_time.edge_attribution_patching.scores.attribution import attribute
 from circuits_over_time.plotting import plot_circuit
 from circuits_over_time.utils.circuits.find import CircuitPrompts, circuit_prompts, evaluator_of, score_edges
-from circuits_over_time.utils.circuits.keys import CircuitsConfig
+from circuits_over_time.utils.circuits.keys import CircuitsConfig, EapConfig
 from circuits_over_time.utils.circuits.measured import measure_circuit
 from circuits_over_time.utils.comparison.changes import grown
 from circuits_over_time.utils.comparison.inputs import read_trajectory
@@ -62,6 +62,10 @@ def measure(*arguments):
 
 main(dataclasses.replace(ANALYSIS, measure=measure), sys.argv[1:])
 """
+
+
+# What a test does not ask about is measured coarsely, or not at all.
+COARSE = ["eap.ig_steps=4", "search.mib=false", "attention=null"]
 
 
 def test_every_kind_of_result_is_written_for_every_task_and_step(word_family: Path, tmp_path: Path) -> None:
@@ -103,7 +107,7 @@ def test_circuits_by_another_method_have_a_name_of_their_own(
     given += ["checkpoints=[5]", "evaluate_on=same", f"tasks.mine={templates}female: Mary}}}}}}"]
     store = Store(tmp_path / "results")
     for method in ("eap_ig", "eap"):
-        assert main(ANALYSIS, [*given, f"eap.method={method}"]) == 0
+        assert main(ANALYSIS, [*given, *COARSE[1:], f"eap.method={method}"]) == 0
     usual, other = (["sva", "own", "mine"], ["sva@eap", "own@eap", "mine@eap"])
     assert store.tasks("graphs", "words") == sorted(usual + other)
     for one, two in zip(usual, other, strict=True):
@@ -144,7 +148,7 @@ def test_sizes_that_are_asked_for_are_measured_also_where_the_task_is_not_learne
     hand_built: Path, tmp_path: Path
 ) -> None:
     given = [f"model={hand_built}", "task=ioi", "n_prompts=6", f"results_dir={tmp_path}", "device=cpu"]
-    assert main(ANALYSIS, [*given, "search.sizes=[5, 20, 60]"]) == 0
+    assert main(ANALYSIS, [*given, *COARSE, "search.sizes=[5, 20, 60]"]) == 0
     store = Store(tmp_path)
     for step, status in ((0, "task not learned"), (10, "found, not confirmed")):
         assert store.folder("baselines", "hand", "ioi").read_table(step)["status"].item() == status
@@ -159,7 +163,7 @@ def test_the_console_says_of_every_circuit_what_the_table_says(
     hand_built: Path, tmp_path: Path, n_random: int, capsys: pytest.CaptureFixture
 ) -> None:
     given = [f"model={hand_built}", "task=ioi", "n_prompts=6", f"results_dir={tmp_path}", f"n_random={n_random}"]
-    assert main(ANALYSIS, [*given, "device=cpu"]) == 0
+    assert main(ANALYSIS, [*given, *COARSE, "device=cpu"]) == 0
     said = capsys.readouterr().err
     for step in (0, 10):
         row = Store(tmp_path).folder("baselines", "hand", "ioi").read_table(step).iloc[0]
@@ -171,7 +175,7 @@ def test_the_console_says_of_every_circuit_what_the_table_says(
 
 
 def test_cpr_and_cmd_are_measured_where_asked_and_empty_otherwise(hand_built: Path, tmp_path: Path) -> None:
-    given = [f"model={hand_built}", "task=ioi", "n_prompts=6", "checkpoints=[10]", "device=cpu"]
+    given = [f"model={hand_built}", "task=ioi", "n_prompts=6", "checkpoints=[10]", "device=cpu", "eap.ig_steps=4"]
     for asked in ("true", "false"):
         assert main(ANALYSIS, [*given, f"results_dir={tmp_path / asked}", f"search.mib={asked}"]) == 0
     with_areas, without = (
@@ -180,7 +184,7 @@ def test_cpr_and_cmd_are_measured_where_asked_and_empty_otherwise(hand_built: Pa
     assert without[["cpr", "cmd"]].isna().all(axis=None)
     family = resolve_family(str(hand_built), Path("model_cache"))
     checkpoint = family.load(10, device="cpu")
-    config = CircuitsConfig(model=str(hand_built), task="ioi", n_prompts=6)
+    config = CircuitsConfig(model=str(hand_built), task="ioi", n_prompts=6, eap=EapConfig(ig_steps=4))
     prompts = circuit_prompts(config, TASKS["ioi"], checkpoint.tokenizer, checkpoint.weights)
     scores = score_edges(checkpoint.weights, prompts, config).scores
     metric = prompts.evaluation.metric("logit_diff")
@@ -195,10 +199,10 @@ def test_cpr_and_cmd_are_measured_where_asked_and_empty_otherwise(hand_built: Pa
 def test_the_console_says_that_one_prompt_has_no_interval(
     hand_built: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    given = [f"model={hand_built}", "task=ioi", "n_prompts=1", f"results_dir={tmp_path}", "device=cpu"]
+    given = [f"model={hand_built}", "task=ioi", "n_prompts=1", f"results_dir={tmp_path}", "checkpoints=[10]"]
     for n_random in (0, 3):
         with caplog.at_level("INFO"):
-            assert main(ANALYSIS, [*given, f"n_random={n_random}", "overwrite=true"]) == 0
+            assert main(ANALYSIS, [*given, *COARSE, f"n_random={n_random}", "overwrite=true"]) == 0
         assert "(no interval: too few prompts (1), 3 needed)" in caplog.text
         caplog.clear()
 
@@ -206,9 +210,9 @@ def test_the_console_says_that_one_prompt_has_no_interval(
 def test_a_circuit_stands_beside_random_ones_and_its_prompts_are_told_apart(
     hand_built: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    given = [f"model={hand_built}", "task=ioi", "n_prompts=20", f"results_dir={tmp_path}", "device=cpu", "n_random=6"]
+    given = [f"model={hand_built}", "task=ioi", "n_prompts=10", f"results_dir={tmp_path}", "device=cpu", "n_random=6"]
     with caplog.at_level("INFO"):
-        assert main(ANALYSIS, [*given, "hypothesis_tests=true"]) == 0
+        assert main(ANALYSIS, [*given, *COARSE, "hypothesis_tests=true"]) == 0
     assert "beats 6 of 6 random circuits" in caplog.text
     store = Store(tmp_path)
     tables = {
@@ -271,7 +275,7 @@ def test_the_studys_criterion_and_grid_can_be_asked_for(
     hand_built: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    given = [f"model={hand_built}", "task=ioi", "n_prompts=6", "checkpoints=[10]", f"results_dir={tmp_path}"]
+    given = [f"model={hand_built}", "task=ioi", "n_prompts=6", "checkpoints=[10]", f"results_dir={tmp_path}", *COARSE]
     assert main(ANALYSIS, [*given, "search.criterion=raw", "search.grid=study", "evaluate_on=same", "seed=42"]) == 0
     curve = Store(tmp_path).folder("faithfulness", "hand", "ioi").read_table(10)
     assert 25 in set(curve["size"])
@@ -430,7 +434,7 @@ def test_the_toy_family_has_faithful_circuits_at_its_end_and_none_at_its_start(
 ) -> None:
     last = TOY_STEPS[-1]
     overrides = [f"model={toy_family}", f"task=[{', '.join(TASKS)}]", f"checkpoints=[0,{last}]", "n_prompts=30"]
-    assert main(ANALYSIS, [*overrides, f"results_dir={tmp_path}", "eap.ig_steps=6"]) == 0
+    assert main(ANALYSIS, [*overrides, f"results_dir={tmp_path}", *COARSE, "eap.ig_steps=6"]) == 0
     store, name = Store(tmp_path), toy_family.name
     for task in TASKS:
         assert store.folder("baselines", name, task).read_table(0)["status"].item() == "task not learned"

@@ -30,6 +30,7 @@ from tests.support.random_models import random_model
 
 LAST = TOY_STEPS[-1]
 OF_BOTH = [f"model={TOY}", "task=sva", "n_prompts=20", "device=cpu"]
+COARSE = ["n_random=0", "eap.ig_steps=4", "search.mib=false", "attention=null"]
 OF_SWAPS = ["components=[circuit, all, [a1.h2, m0]]", "n_random=2", "n_sequences=4", "seq_len=20"]
 
 
@@ -37,7 +38,7 @@ OF_SWAPS = ["components=[circuit, all, [a1.h2, m0]]", "n_random=2", "n_sequences
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     root = tmp_path_factory.mktemp("swaps")
     shared = [*OF_BOTH, f"results_dir={root}"]
-    assert main(CIRCUITS, [*shared, "n_random=0"]) == 0
+    assert main(CIRCUITS, [*shared, *COARSE]) == 0
     assert main(ANALYSIS, [*shared, *OF_SWAPS]) == 0
     return Store(root)
 
@@ -96,7 +97,7 @@ def test_a_row_by_hand(store: Store) -> None:
 def test_swaps_are_measured_again_when_the_circuit_is_another(tmp_path: Path) -> None:
     shared = [*OF_BOTH, f"results_dir={tmp_path}", f"checkpoints=[{LAST}]"]
     swaps = [*shared, "components=[circuit]", f"sources=[{LAST}]", "n_random=0", "n_sequences=0"]
-    assert main(CIRCUITS, [*shared, "n_random=0"]) == 0
+    assert main(CIRCUITS, [*shared, *COARSE]) == 0
     assert main(ANALYSIS, swaps) == 0
     file = Store(tmp_path).folder("swaps", TOY.name, "sva").file(LAST)
     before, stamp = file.read_bytes(), file.stat().st_mtime_ns

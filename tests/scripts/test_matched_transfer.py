@@ -84,7 +84,7 @@ def carried(tmp_path_factory: pytest.TempPathFactory) -> Path:
         models[name] = family(root / name, model, folder)
     given = [f"model=[{', '.join(models.values())}]", "task=[ioi, sva]", "n_prompts=20", "device=cpu"]
     given += [f"results_dir={root}"]
-    circuits = [*given, "n_random=3", "eap.ig_steps=3", "attention=null"]
+    circuits = [*given, "n_random=3", "eap.ig_steps=3", "attention=null", "search.mib=false"]
     assert main(CIRCUITS, circuits) == 0
     # Circuits of nodes come first, by their name; heads are matched in the model's graph all the same.
     assert main(CIRCUITS, [*circuits, "task=gendered_pronoun", "level=node", "n_prompts=8"]) == 0

@@ -25,7 +25,7 @@ from get_circuits_over_time import ANALYSIS
 from tests.support.paths import TOY
 
 STEP = 1350
-COMMON = [f"model={TOY}", "n_prompts=12", "n_random=3", "device=cpu", "eap.ig_steps=4", "seed=3"]
+COMMON = [f"model={TOY}", "n_prompts=12", "n_random=3", "device=cpu", "eap.ig_steps=4", "search.mib=false", "seed=3"]
 
 
 def circuits(results: Path, *overrides: str) -> int:

@@ -26,6 +26,8 @@ from tests.support.loading import point_at
 from tests.support.paths import TOY, TOY_STEPS
 
 LAST = TOY_STEPS[-1]
+# What no test here asks about.
+LESS = ["n_random=0", "eap.ig_steps=4", "search.mib=false", "attention=null"]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The toy family's circuits of two tasks, transferred between all its kept steps."""
     results = tmp_path_factory.mktemp("transfer") / "results"
     overrides = [f"model={TOY}", "task=[greater_than, sva]", "n_prompts=20", f"results_dir={results}"]
-    overrides += ["n_random=0", "device=cpu"]
+    overrides += [*LESS, "device=cpu"]
     assert main(ANALYSIS, [*overrides, "transfer=all"]) == 0
     return overrides
 
@@ -107,7 +109,7 @@ def test_fewer_circuits_are_not_measured_again_and_changed_ones_are(
 
 
 def test_a_table_is_measured_again_when_there_are_more_circuits(tmp_path: Path) -> None:
-    given = [f"model={TOY}", "task=sva", "n_prompts=20", f"results_dir={tmp_path}", "n_random=0", "device=cpu"]
+    given = [f"model={TOY}", "task=sva", "n_prompts=20", f"results_dir={tmp_path}", *LESS, "device=cpu"]
     folder = Store(tmp_path).folder("transfer", TOY.name, "sva")
     assert main(ANALYSIS, [*given, "transfer=all", f"checkpoints=[{LAST}]"]) == 0
     assert folder.read_table(LAST)["from_step"].tolist() == [LAST]
@@ -132,7 +134,7 @@ def test_neighbours_are_the_steps_before_and_after_with_a_circuit(tmp_path: Path
         model.save_pretrained(family / f"step{step}")
         ioi_transformer.tokenizer().save_pretrained(family / f"step{step}")
     (family / "family.json").write_text('{"tokens_per_step": 10}')
-    overrides = [f"model={family}", "task=ioi", "n_prompts=6", f"results_dir={tmp_path}", "n_random=0", "device=cpu"]
+    overrides = [f"model={family}", "task=ioi", "n_prompts=6", f"results_dir={tmp_path}", *LESS, "device=cpu"]
     overrides += ["on_duplicate_weights=warn"]
     assert main(ANALYSIS, [*overrides, "transfer=neighbours"]) == 0
     folder = Store(tmp_path).folder(TRANSFER, "family", "ioi")
@@ -162,6 +164,7 @@ def test_a_dry_run_says_what_both_walks_lack_and_deletes_nothing(
 
 def test_a_suite_makes_the_second_walk_after_all_circuits(tmp_path: Path) -> None:
     entry = {"script": "get_circuits_over_time.py", "task": "sva", "n_prompts": 20, "n_random": 0, "transfer": "all"}
+    entry |= {"eap": {"ig_steps": 4}, "search": {"mib": False}, "attention": None}
     suite = {"model": str(TOY), "device": "cpu", "checkpoints": [750, LAST], "results_dir": str(tmp_path / "results")}
     (tmp_path / "suite.yml").write_text(json.dumps(suite | {"analyses": [entry]}))
     assert main_of_suite(["-c", str(tmp_path / "suite.yml")]) == 0
@@ -177,7 +180,7 @@ def test_a_suite_makes_the_second_walk_after_all_circuits(tmp_path: Path) -> Non
 def test_after_fetching_both_walks_run_offline(keep: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shared = {path.name: path.read_bytes() for path in TOY.iterdir() if path.is_file() and path.name != "family.json"}
     branches = {f"step{step}": shared | read_folder(TOY / f"step{step}") for step in TOY_STEPS}
-    overrides = ["model=lab/toy", "tokens_per_step=4096", "task=sva", "n_prompts=10", "n_random=0", "device=cpu"]
+    overrides = ["model=lab/toy", "tokens_per_step=4096", "task=sva", "n_prompts=10", *LESS, "device=cpu"]
     overrides += [f"results_dir={tmp_path}/results", f"cache_dir={tmp_path}/cache", f"keep_checkpoints={keep}"]
     with HubServer({"lab/toy": branches}) as hub:
         point_at(hub.endpoint, monkeypatch)
