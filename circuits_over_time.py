@@ -7,7 +7,7 @@
 
 Every function does what the scripts do, with the same keys, defaults and numbers. docs/library.md shows each of them.
 A keyword that does not exist, or a value of another type, is a TypeError. A value that is not allowed, a file, model,
-node or result that does not exist, and prompts that do not suit the model are a ValueError. `Raises` says the rest.
+node or result that does not exist, or is another's, and prompts that do not suit the model are a ValueError.
 Importing this module imports no torch: that comes with the first call.
 """
 
@@ -83,10 +83,6 @@ def load(
         device_map: `auto` puts the layers on all CUDA GPUs, for a model that one has no room for.
         cache_dir: where downloads go.
         family: `tokens_per_step=, revisions=, stages=, trust_remote_code=` as in the scripts' configs.
-
-    Raises:
-        ValueError: if there is no such model or step, it is damaged, or its architecture is not supported.
-        TypeError: for another type of value or keyword, or a model in memory without a tokenizer.
 
     Example:
         model = cot.load("model_cache/toy", step=1350)
@@ -365,7 +361,6 @@ class Attention(NamedTuple):
     pattern: Tensor
 
     def __repr__(self) -> str:
-        """The tokens, and the pattern's shape."""
         return f"Attention(tokens={self.tokens}, pattern={list(self.pattern.shape)})"
 
 
@@ -482,7 +477,8 @@ def over_time(
     Args:
         model: a name or a folder of checkpoints, as for `load`.
         steps: a schedule (`"all"`, `"exponential"`, ...) or a list of steps.
-        function: takes a model as `load` returns it, and returns a data frame, a dict (one row) or a number.
+        function: takes a model as `load` returns it, and returns a data frame, a dict (one row) or a number; anything
+            else is a TypeError.
         name: of the results, `results/<name>/<model>/step001000.csv`; by default the function's.
         keys: of every script: `results_dir="results"`, `device="auto"`, `dtype="float32"`, `seed=0`, `overwrite=False`,
             `cache_dir="model_cache"`, `keep_checkpoints="all"`, ...
@@ -490,10 +486,6 @@ def over_time(
     Returns:
         All tables below each other, with `model, step, tokens` first. Checkpoints that cannot be loaded are logged and
         left out.
-
-    Raises:
-        TypeError: if the function returns something else, or for a keyword or a value of another type.
-        ValueError: if there is no such model or step, or the results there are of another function or other keys.
 
     Example:
         cot.over_time("model_cache/toy", [0, 1350], lambda model: cot.performance(model, cot.task("ioi")), name="ioi")

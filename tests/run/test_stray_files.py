@@ -33,7 +33,9 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("stray")
     for name in ("1e5", "007"):
         family(root / name, 750, 1350)
-    (root / "mine.yml").write_text("model: [1e5, 007]\ntask: ioi\nn_prompts: 8\neap:\n  ig_steps: 2\nn_random: 2\n")
+    (root / "mine.yml").write_text(
+        "model: [1e5, 007]\ntask: ioi\nn_prompts: 8\neap:\n  ig_steps: 2\nn_random: 2\nsearch: {mib: false}\n"
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         assert main(get_circuits_over_time.ANALYSIS, ["-c", "mine.yml", "results_dir=results"]) == 0
