@@ -32,7 +32,6 @@ def _plain(value: Any) -> Any:
 def _as_keyword(line: str) -> str:
     """`n_prompts: 0 is not ...` as `n_prompts=0: not ...`, with Python's constants."""
     line = re.sub(r"^([\w.]+): (\S+|'.*?') is not ", r"\1=\2: not ", line)
-    line = line.replace("; write it in the config or pass corpus=... on the command line", "; pass corpus=...")
     for yaml, python in {"null": "None", "NaN": "nan", "Infinity": "inf", "true": "True", "false": "False"}.items():
         line = re.sub(rf"(=|not |or |default: ){yaml}\b", rf"\1{python}", line)
     return line
