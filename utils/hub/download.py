@@ -48,11 +48,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ListedFile:
-    """A file of a commit: its bytes, git's id of its content, and for files in large-file storage its SHA-256."""
+    """A file of a commit."""
 
     size: int
-    blob: str
-    sha256: str | None
+    blob: str  # git's id of its content
+    sha256: str | None  # of files in large-file storage
 
 
 @dataclass(frozen=True)

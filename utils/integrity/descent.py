@@ -26,14 +26,12 @@ FACTOR, FLOOR, TENSORS = 5.0, 1e-3, 4
 
 @dataclass(frozen=True)
 class WeightChange:
-    """From one checkpoint to the next: the relative L2 distance, mean over tensors, 0 if they are equal; and the
-    `usual` one, the median of the neighbouring pairs', None if there are fewer than two.
-    """
+    """From one checkpoint to the next."""
 
     before: int
     step: int
-    distance: float
-    usual: float | None
+    distance: float  # relative L2 distance, mean over tensors; 0 if they are equal
+    usual: float | None  # the median of the neighbouring pairs' distances; None if there are fewer than two
 
     @property
     def stands_out(self) -> bool:

@@ -34,28 +34,24 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CheckpointHashes:
-    """What a checkpoint, or `main`, holds: file with weights -> hash of its content, and its size; or why that is not
-    known, and whether only because the hub did not answer (`unasked`).
-    """
+    """What a checkpoint, or `main`, holds."""
 
     revision: str
-    hashes: Mapping[str, str] = field(default_factory=dict)
+    hashes: Mapping[str, str] = field(default_factory=dict)  # file with weights -> hash of its content
     sizes: Mapping[str, int] = field(default_factory=dict)
-    error: str | None = None
-    unasked: bool = False
+    error: str | None = None  # why it is not known
+    unasked: bool = False  # whether that is only because the hub did not answer
 
 
 @dataclass(frozen=True)
 class SharedFile:
-    """A file that a step has in common with another, or with `main`; whether the two hold the same weights throughout
-    (`whole`), and whether that is known to be right (`expected`).
-    """
+    """A file that a step has in common with another, or with `main`."""
 
     step: int
     file: str
     other: int | str
-    whole: bool
-    expected: bool
+    whole: bool  # whether the two hold the same weights throughout
+    expected: bool  # whether that is known to be right
 
     @property
     def problem(self) -> str:
@@ -70,13 +66,11 @@ class SharedFile:
 
 @dataclass(frozen=True)
 class DuplicateReport:
-    """What the hashes of a family tell: what each published step holds, and every file that two steps have in common,
-    or a step and `main`, seen from each step.
-    """
+    """What the hashes of a family tell."""
 
     family: Family
-    held: Mapping[int, CheckpointHashes]
-    shared: tuple[SharedFile, ...]
+    held: Mapping[int, CheckpointHashes]  # by published step
+    shared: tuple[SharedFile, ...]  # seen from each step
 
     @property
     def suspicious(self) -> dict[int, list[SharedFile]]:

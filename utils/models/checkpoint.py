@@ -50,37 +50,25 @@ _BUFFER = re.compile(r"\.(attention|attn|self_attn)\.(bias|masked_bias)$|\.rotar
 
 @dataclass(frozen=True)
 class Description:
-    """What a checkpoint's small files say. Two checkpoints with equal descriptions take the same inputs.
+    """What a checkpoint's small files say. Two checkpoints with equal descriptions take the same inputs."""
 
-    `tokenizer` is shared by all checkpoints with the same tokenizer files, so do not change it; `shape` has the model's
-    sizes.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase  # shared by all checkpoints with the same files, so do not change it
     shape: Shape
 
 
 @dataclass(frozen=True)
 class LoadedCheckpoint:
-    """A checkpoint in memory.
+    """A checkpoint in memory."""
 
-    Attributes:
-        name: last part of the model's name or folder (`pythia-160m`, `toy`).
-        tokens: how many were seen in training; None if nobody says.
-        parameters: how many numbers the model has, with tied tensors counted once.
-        hashes: SHA-256 of each weight file, computed in the background while the checkpoint is measured.
-        inputs: SHA-256 of its config and of the tokenizer's files.
-    """
-
-    name: str
+    name: str  # last part of the model's name or folder (`pythia-160m`, `toy`)
     step: int
-    tokens: int | None
+    tokens: int | None  # seen in training; None if nobody says
     weights: ModelWeights
-    parameters: int
+    parameters: int  # how many numbers the model has, with tied tensors counted once
     tokenizer: PreTrainedTokenizerBase
     files: CheckpointFiles
-    hashes: Future[dict[str, str]]
-    inputs: dict[str, str] = field(default_factory=dict)
+    hashes: Future[dict[str, str]]  # SHA-256 of each weight file, computed while the checkpoint is measured
+    inputs: dict[str, str] = field(default_factory=dict)  # SHA-256 of its config and of the tokenizer's files
 
     @property
     def device(self) -> torch.device:

@@ -45,25 +45,16 @@ Prefetched = tuple[CheckpointFiles, "dict[str, Tensor]"]
 
 @dataclass(frozen=True)
 class Family:
-    """A model's published checkpoints.
+    """A model's published checkpoints."""
 
-    Attributes:
-        name: the model's short name, or the last part of its hub id or folder. Its results go by this name.
-        source: the hub repository, or the local folder as it was given.
-        steps: the published steps, sorted, counted over the whole training (`utils/models/revisions.py`).
-        tokens: tokens seen at each step; None where nobody says, in a local family.
-        prepend_bos: whether it was trained with a start token before every document; None if nobody says.
-        damage: what is known to be wrong with its checkpoints.
-        trust_remote_code: whether its tokenizer may run Python code that comes with it.
-    """
-
-    name: str
-    source: str
-    steps: tuple[int, ...]
-    tokens: dict[int, int | None]
+    name: str  # its short name, or the last part of its hub id or folder: what its results go by
+    source: str  # the hub repository, or the local folder as it was given
+    steps: tuple[int, ...]  # published, sorted, counted over the whole training (`revisions.py`)
+    tokens: dict[int, int | None]  # seen at each step; None where nobody says, in a local family
+    # Whether it was trained with a start token before every document; None if nobody says.
     prepend_bos: bool | None = field(default=None, kw_only=True)
-    damage: Sequence[Damage] = field(default=(), kw_only=True)
-    trust_remote_code: bool = field(default=False, kw_only=True)
+    damage: Sequence[Damage] = field(default=(), kw_only=True)  # what is known to be wrong with its checkpoints
+    trust_remote_code: bool = field(default=False, kw_only=True)  # whether its tokenizer may run code of its own
     _ahead: Prefetcher[Prefetched] = field(default_factory=Prefetcher, kw_only=True, compare=False, repr=False)
 
     @property
@@ -177,13 +168,11 @@ class LocalFamily(Family):
 
 @dataclass(frozen=True)
 class HubFamily(Family):
-    """Checkpoints on the hub: branches or tags (`revisions`, by step) of one or several repositories.
+    """Checkpoints on the hub: branches or tags of one or several repositories."""
 
-    `commits` are repository -> branch or tag -> its commit, None if the hub was not asked.
-    """
-
-    revisions: dict[int, Named]
+    revisions: dict[int, Named]  # by step
     cache_dir: Path
+    # Repository -> branch or tag -> its commit, None if the hub was not asked.
     commits: Mapping[str, Mapping[str, str | None]] = field(default_factory=dict, compare=False, repr=False)
     _own: hub.OwnFiles = field(default_factory=hub.OwnFiles, compare=False, repr=False)
     _listed: dict[int, Listing | CheckpointUnusable] = field(default_factory=dict, compare=False, repr=False)

@@ -21,30 +21,24 @@ from .tokenizers import PlainShape
 
 @dataclass(frozen=True)
 class Damage:
-    """Something that is wrong with published checkpoints of the `models` named; see `known_families.toml`.
-
-    `steps` is empty if they are not known one by one. `expected` damage follows from the training: nothing is wrong.
-    """
+    """Something that is wrong with published checkpoints; see `known_families.toml`."""
 
     models: Sequence[str]
-    steps: Sequence[int]
+    steps: Sequence[int]  # empty if they are not known one by one
     problem: str
     source: str
-    expected: bool = False
+    expected: bool = False  # it follows from the training: nothing is wrong
 
 
 @dataclass(frozen=True)
 class FamilyRecord:
-    """A family of checkpoints on the hub, as `known_families.toml` has it.
+    """A family of checkpoints on the hub, as `known_families.toml` has it."""
 
-    `models` are short name -> repositories, `names` its revisions if they are known without asking the hub.
-    """
-
-    models: Mapping[str, Sequence[str]]
+    models: Mapping[str, Sequence[str]]  # short name -> repositories
     revisions: re.Pattern[str]
     tokens: TokensRule
     prepend_bos: bool | None = None
-    names: Sequence[str] = ()
+    names: Sequence[str] = ()  # its revisions, if they are known without asking the hub
     renamed: Mapping[str, str] = field(default_factory=dict)
     damage: Sequence[Damage] = ()
 

@@ -86,15 +86,12 @@ def _no_checkpoints(path: Path, pattern: re.Pattern[str], folders: list[str]) ->
 
 @dataclass(frozen=True)
 class About:
-    """What a family says about its training: its `family.json`, which need not be there, and its content; the tokens of
-    a step as in `TokensRule`, empty if only the steps' own files tell; and whether it was trained with a start token,
-    if it says.
-    """
+    """What a family says about its training."""
 
-    file: Path
-    per_step: tuple[int, ...]
-    prepend_bos: bool | None
-    content: dict[str, Any]
+    file: Path  # its `family.json`, which need not be there
+    per_step: tuple[int, ...]  # tokens of a step, as in `TokensRule`; empty if only the steps' own files tell
+    prepend_bos: bool | None  # whether it was trained with a start token; None if it does not say
+    content: dict[str, Any]  # all that the file says
 
     @classmethod
     def of(cls, path: Path, tokens_per_step: int | None) -> About:

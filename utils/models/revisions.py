@@ -30,31 +30,23 @@ GENERAL_NAMES = "step{n}, checkpoint-{n}, iter_{n}, global_step{n}"
 
 @dataclass(frozen=True)
 class Named:
-    """What a checkpoint's name (of the branch, tag or folder) tells: the step, the stage of training, from 1, the
-    tokens seen, and which of several runs of the stage it belongs to, if it says; and the repository it is in, where a
-    family has several.
-    """
+    """What a checkpoint's name tells."""
 
-    name: str
+    name: str  # the branch, tag or folder
     step: int
-    stage: int = 1
-    tokens: int | None = None
-    run: str | None = None
-    repository: str = ""
+    stage: int = 1  # of training, from 1
+    tokens: int | None = None  # seen in training
+    run: str | None = None  # which of several runs of the stage it belongs to
+    repository: str = ""  # where it is, for families in several repositories
 
 
 @dataclass(frozen=True)
 class TokensRule:
-    """How to count the tokens of training.
+    """How to count the tokens of training."""
 
-    `per_step` are tokens per step, stage by stage, the last also for the stages after it; if empty, the names tell.
-    `at_zero` are the tokens seen at step 0, if that is not an untrained model. `stage_lengths` are the steps of each
-    stage, if known; otherwise it ends at the last published step.
-    """
-
-    per_step: Sequence[int] = ()
-    at_zero: int = 0
-    stage_lengths: Sequence[int] = ()
+    per_step: Sequence[int] = ()  # stage by stage, the last also for the stages after it; if empty, the names tell
+    at_zero: int = 0  # tokens seen at step 0, if that is not an untrained model
+    stage_lengths: Sequence[int] = ()  # in steps, if known; otherwise a stage ends at the last published step
 
 
 def naming_rule(text: str) -> re.Pattern[str]:

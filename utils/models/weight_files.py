@@ -44,15 +44,11 @@ TRAINING_FOLDERS: dict[str, list[dict[str, Any]]] = tomllib.loads(
 
 @dataclass(frozen=True)
 class CheckpointFiles:
-    """A checkpoint's files on disk, in `save_pretrained` format.
+    """A checkpoint's files on disk."""
 
-    `origin` says `repository, revision, commit`; a local family has no commit, but a `fingerprint`. `hashes` is called
-    for the SHA-256 of each weight file: it hashes them, or returns the known ones.
-    """
-
-    folder: Path
-    origin: dict[str, Any]
-    hashes: Callable[[], dict[str, str]]
+    folder: Path  # in `save_pretrained` format
+    origin: dict[str, Any]  # `repository, revision, commit`; a local family has no commit, but a `fingerprint`
+    hashes: Callable[[], dict[str, str]]  # hashes each weight file (SHA-256), or returns the known hashes
 
 
 def weight_files(folder: Path) -> list[Path]:

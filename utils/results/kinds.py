@@ -17,37 +17,23 @@ from ..base.errors import suggest
 
 @dataclass(frozen=True)
 class ResultSchema:
-    """One kind of result.
+    """One kind of result."""
 
-    Attributes:
-        name: its folder, `results/<name>/...`.
-        columns: those of its tables after `model, step, tokens`: name -> meaning.
-        script: the root script that writes it.
-        config: how the names of that script's configs start; empty if they start with the task's name.
-        companions: further files next to a checkpoint's table: suffix -> meaning.
-        summaries: tables about all checkpoints of a model: file name without ending -> column (after `model`) ->
-            meaning.
-        added: columns that tables of earlier versions lack: they are read as empty.
-        optional: the last columns, which only some tables have.
-        texts: the columns that hold text; all others hold numbers, or true and false. None if nobody says.
-        may_be_empty: of `layer` and `head`, those that are empty in rows that are not about a head.
-        never_empty, one_row: whether a table has at least one row, and at most one.
-        version: of the definitions of its numbers. Raise it by one when a change to the code moves them, or adds to
-            them: results of another version are then refused.
-    """
-
-    name: str
-    columns: Mapping[str, str]
-    script: str
-    config: str = ""
-    companions: Mapping[str, str] = field(default_factory=dict)
+    name: str  # of its folder, `results/<name>/...`
+    columns: Mapping[str, str]  # those of its tables after `model, step, tokens`: name -> meaning
+    script: str  # the root script that writes it
+    config: str = ""  # how the names of that script's configs start; empty if they start with the task's name
+    companions: Mapping[str, str] = field(default_factory=dict)  # files next to a checkpoint's table: suffix -> meaning
+    # Tables about all checkpoints of a model: file name without ending -> column (after `model`) -> meaning.
     summaries: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    added: Sequence[str] = ()
-    optional: Sequence[str] = ()
-    texts: Sequence[str] | None = None
-    may_be_empty: Sequence[str] = ()
-    never_empty: bool = False
-    one_row: bool = False
+    added: Sequence[str] = ()  # columns that tables of earlier versions lack: they are read as empty
+    optional: Sequence[str] = ()  # the last columns, which only some tables have
+    texts: Sequence[str] | None = None  # columns of text; the others hold numbers or true and false. None: nobody says
+    may_be_empty: Sequence[str] = ()  # of `layer` and `head`, those that are empty in rows that are not about a head
+    never_empty: bool = False  # whether a table has at least one row
+    one_row: bool = False  # whether it has at most one
+    # Of the definitions of its numbers. Raise it by one when a change to the code moves them, or adds to them: results
+    # of another version are then refused.
     version: int = 1
 
     def columns_of(self, table: Container[str]) -> list[str]:

@@ -46,14 +46,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EncodedResults:
-    """The files of one measurement of a checkpoint, ready to be written: for each results folder of the analysis,
-    suffix -> bytes. `inputs` are of the prompts and texts that were measured on, as in run.json.
-    """
+    """The files of one measurement of a checkpoint, ready to be written."""
 
     step: int
     provenance: dict[str, Any]
-    inputs: dict[str, str]
-    files: tuple[dict[str, bytes], ...]
+    inputs: dict[str, str]  # of the prompts and texts that were measured on, as in run.json
+    files: tuple[dict[str, bytes], ...]  # for each results folder of the analysis, suffix -> bytes
 
 
 def write_results(folders: Sequence[ResultsFolder], found: Sequence[EncodedResults]) -> None:

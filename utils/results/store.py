@@ -51,13 +51,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Result:
-    """What an analysis found in one checkpoint, for one kind of result: a table with the kind's columns, to which the
-    store adds `model, step, tokens`; and tensors and json, which go into a .pt and a .json file next to it.
-    """
+    """What an analysis found in one checkpoint, for one kind of result."""
 
-    table: pd.DataFrame
-    tensors: dict[str, Any] | None = None
-    json: dict[str, Any] | None = None
+    table: pd.DataFrame  # with the kind's columns; the store adds `model, step, tokens`
+    tensors: dict[str, Any] | None = None  # go into a .pt file next to the table
+    json: dict[str, Any] | None = None  # goes into a .json file next to the table
 
 
 @dataclass(frozen=True)
@@ -269,14 +267,11 @@ class ResultsFolder:
 
 
 class Store:
-    """All results in a folder, which need not exist: then it holds none.
-
-    `left_out` says what `read_tables` left out because it is damaged, and how to mend it, in one line for each folder.
-    """
+    """All results in a folder, which need not exist: then it holds none."""
 
     def __init__(self, results_dir: Path | str) -> None:
         self.root = Path(results_dir)
-        self.left_out: list[str] = []
+        self.left_out: list[str] = []  # what `read_tables` left out as damaged, and how to mend it: a line a folder
 
     def folder(self, kind: str | ResultSchema, model: str, task: str | None = None) -> ResultsFolder:
         """The folder for a kind, a model and a task; a ValueError if the kind is unknown."""

@@ -40,36 +40,27 @@ def loaded(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class Analysis:
-    """A script: two functions, and what the runner must know about them. A script names them as `Lazy`.
+    """A script: two functions, and what the runner must know about them. A script names them as `Lazy`."""
 
-    Attributes:
-        name: the script's name without `.py`.
-        kinds: every kind of result that `measure` returns.
-        prepare: (config, tokenizer, shape) -> inputs: all that does not depend on the weights; a UserError on bad
-            input. It is called before a model's first checkpoint, and again where a later one has another tokenizer or
-            shape.
-        measure: (checkpoint, config, inputs, task) -> {name of a kind: result}.
-        tasks: config -> the tasks to measure one by one; None if scores have no task.
-        finish: (config, store, model's name) -> None. Runs at the end, even if nothing was left to measure.
-        reads: kinds that `measure` takes from the store if they are there. In a suite, what writes them comes first.
-        then: other analyses with the same config, which need the results of all checkpoints: a later walk for each, if
-            it has tasks.
-        check: (config, store, model's name, steps) -> None, before any checkpoint is loaded; a UserError on what these
-            steps cannot give.
-        outdated: (config, store, model's name) -> the (task, step) to measure again, as they lack something by now.
-        inputs: (config, tokenizer, shape) -> the prompts that `prepare` will tokenise, and how much is done with them,
-            without torch. Raises what `prepare` raises. A dry run checks them, and estimates the time.
-    """
-
-    name: str
+    name: str  # of the script, without `.py`
     schema: type[BaseConfig]
-    kinds: tuple[ResultSchema, ...]
+    kinds: tuple[ResultSchema, ...]  # every kind of result that `measure` returns
+    # (config, tokenizer, shape) -> inputs: all that does not depend on the weights; a UserError on bad input. It is
+    # called before a model's first checkpoint, and again where a later one has another tokenizer or shape.
     prepare: Callable[[Any, PreTrainedTokenizerBase, Shape], Any]
+    # (checkpoint, config, inputs, task) -> {name of a kind: result}
     measure: Callable[[LoadedCheckpoint, Any, Any, Any], dict[str, Result]]
-    tasks: Callable[[Any], Sequence[Task]] | None = None
+    tasks: Callable[[Any], Sequence[Task]] | None = None  # to measure one by one; None if scores have no task
+    # With the model's name. Runs at the end, even if nothing was left to measure.
     finish: Callable[[Any, Store, str], None] | None = None
+    # Kinds that `measure` takes from the store if they are there. In a suite, what writes them comes first.
     reads: tuple[ResultSchema, ...] = ()
+    # Others with the same config, which need the results of all checkpoints: a later walk for each, if it has tasks.
     then: Sequence[Analysis] = ()
+    # Before any checkpoint is loaded; a UserError on what the model's steps asked for cannot give.
     check: Callable[[Any, Store, str, Sequence[int]], None] | None = None
+    # The (task, step) of the model to measure again, as their results lack something by now.
     outdated: Callable[[Any, Store, str], set[tuple[str, int]]] | None = None
+    # The prompts that `prepare` will tokenise, and how much is done with them, without torch. Raises what `prepare`
+    # raises. A dry run checks them, and estimates the time.
     inputs: Callable[[Any, PreTrainedTokenizerBase, PlainShape], Iterable[Work]] | None = None

@@ -43,18 +43,13 @@ BEAT, STALE, CHECK = 10.0, 120.0, 1.0
 
 @dataclass(frozen=True)
 class Owner:
-    """Who made a claim.
-
-    `machine` is the machine since it was last started, and the processes visible there: process ids can only be
-    compared where it is equal. `started` is when the process started, in the kernel's count, and tells it from a later
-    one with the same id. `token` is unlike that of every other `Claims`.
-    """
+    """Who made a claim."""
 
     host: str
     pid: int
-    machine: str
-    started: str
-    token: str
+    machine: str  # since its last start, and the processes visible there: only where it is equal, ids can be compared
+    started: str  # when the process started, in the kernel's count; tells it from a later one with the same id
+    token: str  # unlike that of every other `Claims`
 
     def is_gone(self) -> bool:
         """Whether the process is known to have ended. False if it may run where this process cannot see it."""
@@ -314,16 +309,12 @@ class ClaimedCheckpoint:
 
 
 class WorkQueue:
-    """One model's unfinished checkpoints, as this process and others take them one by one.
-
-    `left` are the steps that this process neither took nor saw finished, `elsewhere` counts what others measured
-    meanwhile.
-    """
+    """One model's unfinished checkpoints, as this process and others take them one by one."""
 
     def __init__(self, sweep: Sweep, steps: list[int], claims: Claims) -> None:
         self.sweep, self.claims = sweep, claims
-        self.left = list(steps)
-        self.elsewhere = 0
+        self.left = list(steps)  # those that this process neither took nor saw finished
+        self.elsewhere = 0  # how many measurements others have made since the run was planned
         self._looked = time.monotonic()
         self._names: dict[int, list[str]] = {}
         for step in steps:

@@ -27,35 +27,25 @@ from .plan import Job, Sweep
 
 
 class Needed(NamedTuple):
-    """What measurements take as far as it is known without torch.
+    """What measurements take as far as it is known without torch."""
 
-    `operations` of a job and a task are about how many each measurement takes, where that is known: in a forward pass
-    two for each token and each parameter outside the embeddings. `cards` says whether the model and a batch fit on
-    usual GPUs; it is empty where that is not known.
-    """
-
+    # About how many each measurement of a job and a task takes, where that is known: in a forward pass two for each
+    # token and each parameter outside the embeddings.
     operations: Mapping[tuple[Job, str | None], float] = {}
-    cards: str = ""
+    cards: str = ""  # whether the model and a batch fit on usual GPUs; empty where that is not known
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What measuring some checkpoints takes, in bytes.
-
-    Attributes:
-        disk: the most weights that will be on disk for these steps at once; 0 for a local family.
-        memory: the most that weights will take in memory at once, while a checkpoint is loaded: a file of weights and a
-            model in the format asked for, twice if that is not the file's. On a GPU, the model is there and the file in
-            CPU memory. None if no config is at hand.
-        unknown: steps whose sizes are not known.
-        from_shape: whether sizes follow from the model's shape, because the hub did not answer.
-    """
+    """What measuring some checkpoints takes, in bytes."""
 
     download: int
-    disk: int
-    memory: int | None
-    unknown: tuple[int, ...]
-    from_shape: bool = False
+    disk: int  # the most weights that will be there for these steps at once; 0 for a local family
+    # The most that weights take at once, while a checkpoint is loaded: a file of weights and a model in the format
+    # asked for, twice if that is not the file's. On a GPU, the model is there and the file in CPU memory.
+    memory: int | None  # None if no config is at hand
+    unknown: tuple[int, ...]  # steps whose sizes are not known
+    from_shape: bool = False  # whether sizes follow from the model's shape, because the hub did not answer
 
 
 def estimate(

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """An analysis and its config. Two jobs are never equal. `where` is how errors name its entry in a suite."""
+    """An analysis and its config. Two jobs are never equal."""
 
     analysis: Analysis
     config: BaseConfig
-    where: str = ""
+    where: str = ""  # how errors name its entry in a suite
 
     def resolved_for(self, family: Family) -> Job:
         """The job for one model: what depends on it is resolved."""
@@ -63,15 +63,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a job has prepared for a checkpoint.
-
-    Attributes:
-        hashes: name of a task -> SHA-256 of the files that were read for it (`record.input_hashes`).
-    """
+    """What a job has prepared for a checkpoint."""
 
     described: Description
     value: Any
-    hashes: dict[str | None, dict[str, str]]
+    hashes: dict[str | None, dict[str, str]]  # name of a task -> SHA-256 of the files that were read for it
 
     @property
     def unfit(self) -> dict[str, UserError]:
@@ -129,16 +125,12 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Sweep:
-    """One model's part of a run.
+    """One model's part of a run."""
 
-    `model` is as the config names it. `asked` are the jobs, with what depends on the model resolved, and the steps each
-    asks for; `missing` is step -> what is missing there, in order, of the unfinished steps, sorted.
-    """
-
-    model: str
+    model: str  # as the config names it
     family: Family
-    asked: dict[Job, list[int]]
-    missing: dict[int, list[Measurement]]
+    asked: dict[Job, list[int]]  # the jobs, with what depends on the model resolved, and the steps each asks for
+    missing: dict[int, list[Measurement]]  # step -> what is missing there, in order; the unfinished steps, sorted
 
     @property
     def jobs(self) -> list[Job]:

@@ -29,25 +29,22 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class WorkerSetup:
-    """What all work of a run has in common; `folder` is the driver's, which paths in configs are relative to."""
+    """What all work of a run has in common."""
 
     token: str
     jobs: tuple[Job, ...]
-    folder: Path
+    folder: Path  # the driver's, which paths in configs are relative to
     threads: int
 
 
 @dataclass(frozen=True)
 class PoolResult:
-    """What came back from a pool of a claimed checkpoint: what is missing there and its files, or why there are none.
-
-    `unusable` says why it could not be measured; `refused` is bad input, which ends the run. Both are one line.
-    """
+    """What came back from a pool of a claimed checkpoint."""
 
     of: ClaimedCheckpoint
-    measured: Sequence[tuple[Measurement, EncodedResults]] = ()
-    unusable: str = ""
-    refused: str = ""
+    measured: Sequence[tuple[Measurement, EncodedResults]] = ()  # what is missing there, and its files
+    unusable: str = ""  # why the checkpoint could not be measured, in one line
+    refused: str = ""  # bad input, in one line; it ends the run
 
 
 class Pool(Protocol):
@@ -70,14 +67,12 @@ class Pool(Protocol):
 
 @dataclass(frozen=True)
 class WorkItem:
-    """What to measure at one checkpoint: the model as the config names it, the numbers of each job and of its task, and
-    the files of the results folder that the jobs may read, path in it -> bytes.
-    """
+    """What to measure at one checkpoint."""
 
-    model: str
+    model: str  # as the config names it
     step: int
-    missing: tuple[tuple[int, int], ...]
-    found: dict[str, bytes]
+    missing: tuple[tuple[int, int], ...]  # numbers of the job and of its task
+    found: dict[str, bytes]  # files of the results folder that the jobs may read: path in it -> bytes
 
 
 def work_item(claimed: ClaimedCheckpoint) -> WorkItem:

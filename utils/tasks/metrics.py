@@ -22,14 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answers:
-    """The tokens that count as right and wrong answers to n prompts, padded on the right.
-
-    The masks are true where `right` and `wrong` hold a token, at least once in a row. It is a ValueError if the parts
-    describe different numbers of prompts, or a mask does not fit its tokens.
+    """The tokens that count as right and wrong answers to n prompts; a ValueError if its parts do not fit each
+    other.
     """
 
-    right: Int[Tensor, "n a"]
-    right_mask: Bool[Tensor, "n a"]
+    right: Int[Tensor, "n a"]  # token ids, padded on the right; meaningless where the mask is false
+    right_mask: Bool[Tensor, "n a"]  # true where there is a token, at least once in a row
     wrong: Int[Tensor, "n w"]
     wrong_mask: Bool[Tensor, "n w"]
 
@@ -91,16 +89,12 @@ def kl(logits: Logits, whole: Logits) -> Values:
 
 @dataclass(frozen=True)
 class AnswerMetric:
-    """A metric: call it with logits and answers (`kl`: with the whole model's logits).
-
-    `label` is its name in figures, with its unit in brackets if the name does not tell it; `unit` is what its values
-    count; circuits can be found with it if it is `differentiable`.
-    """
+    """A metric: call it with logits and answers (`kl`: with the whole model's logits)."""
 
     function: Callable[[Logits, Any], Values]
-    label: str
-    unit: str
-    differentiable: bool = False
+    label: str  # its name in figures, with its unit in brackets if the name does not tell it
+    unit: str  # what its values count, as tables say it
+    differentiable: bool = False  # whether circuits can be found with it
 
     def __call__(self, logits: Logits, answers: Answers) -> Values:
         return self.function(logits, answers)

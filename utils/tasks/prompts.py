@@ -45,24 +45,16 @@ Span = tuple[str, int, int]
 
 @dataclass(frozen=True)
 class Prompts:
-    """n prompt pairs under one tokenizer.
+    """n prompt pairs under one tokenizer."""
 
-    Attributes:
-        clean, corrupted: token ids, padded on the right to a common width.
-        lengths: tokens in each prompt without padding; the answer is read at position `lengths - 1`.
-        meta: one row per prompt with what it was built from (each task's module lists its columns).
-        positions: named positions in the clean prompt. Every task has `end`, the last token.
-        roles: the role of every token, where edges are told apart by them.
-    """
-
-    clean: Int[Tensor, "n width"]
+    clean: Int[Tensor, "n width"]  # token ids, padded on the right to a common width
     corrupted: Int[Tensor, "n width"]
-    lengths: Int[Tensor, n]
+    lengths: Int[Tensor, n]  # tokens in each prompt without padding; the answer is read at position `lengths - 1`
     answers: Answers
     texts: list[tuple[str, str]]
-    meta: pd.DataFrame
-    positions: dict[str, Int[Tensor, n]]
-    roles: TokenRoles | None = None
+    meta: pd.DataFrame  # what each was built from, a row per prompt (each task's module lists the columns)
+    positions: dict[str, Int[Tensor, n]]  # named ones in the clean prompt; every task has `end`, the last token
+    roles: TokenRoles | None = None  # of every token, where edges are told apart by them
 
     def __post_init__(self) -> None:
         """Check that all parts describe the same prompts; else it is a ValueError."""
@@ -210,57 +202,40 @@ def _checked(metric: MetricFunction, logits: Float[Tensor, "prompt vocab"], prom
 
 @dataclass(frozen=True)
 class Pair:
-    """One prompt pair before it is tokenised, with its answers as token ids.
-
-    `where` names it in errors, and `roles` are those of its words (`roles.py`).
-    """
+    """One prompt pair before it is tokenised, with its answers as token ids."""
 
     clean: str
     corrupted: str
     answers: tuple[int, ...]
     wrong_answers: tuple[int, ...]
     meta: Mapping[str, Any] = field(default_factory=dict)
-    where: str = ""
-    roles: tuple[Span, ...] = ()
+    where: str = ""  # names it in errors
+    roles: tuple[Span, ...] = ()  # of its words (`roles.py`)
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a measurement will run, as far as it is known without torch.
-
-    `passes` are about how many forward passes over the clean prompts of all pairs the analysis takes
-    (benchmarks/README.md), 0 if that is not known; `tokens` those of other text, in forward passes.
-    """
+    """What a measurement will run, as far as it is known without torch."""
 
     task: str
     pairs: Sequence[Pair]
-    passes: float
-    tokens: float = 0
+    passes: float  # about how many forward passes over their clean prompts (benchmarks/README.md); 0 if not known
+    tokens: float = 0  # of other text, in forward passes
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task: how to build its prompts and how to score a model on them.
+    """A task: how to build its prompts and how to score a model on them."""
 
-    Attributes:
-        name: its name in the registry, or the stem of a prompts CSV. It names the results folder.
-        pairs: (tokenizer, n, seed, options) -> n prompt pairs, without torch. n is None for all rows of a table.
-        primary: the metric that circuits are found with: a key of `utils.tasks.metrics.ALL_METRICS`, or a function.
-        group: the column of `Prompts.meta` whose kinds of prompts results are also given apart for, if any.
-        label: its name in figures; empty to take the name, without underscores.
-        source: the prompts CSV that it reads; None if there is none.
-        usual: how many prompts it has if nobody says; None for all that there are.
-        positions: prompts -> their named positions besides `end`, if there are any.
-    """
-
-    name: str
+    name: str  # in the registry, or the stem of a prompts CSV. It names the results folder.
+    # (tokenizer, n, seed, options) -> n prompt pairs, without torch. n is None for all rows of a table.
     pairs: Callable[[PreTrainedTokenizerBase, Any, int, PromptOptions], list[Pair]]
-    primary: str | MetricFunction
-    group: str | None = None
-    label: str = ""
-    source: Path | None = None
-    usual: int | None = USUAL_PROMPTS
-    positions: Callable[[Prompts], dict[str, Tensor]] | None = None
+    primary: str | MetricFunction  # what circuits are found with: a key of `metrics.ALL_METRICS`, or a function
+    group: str | None = None  # the column of `meta` whose kinds of prompts results are also given apart for, if any
+    label: str = ""  # its name in figures; empty to take the name, without underscores
+    source: Path | None = None  # the prompts CSV that it reads
+    usual: int | None = USUAL_PROMPTS  # how many prompts it has if nobody says; None for all that there are
+    positions: Callable[[Prompts], dict[str, Tensor]] | None = None  # the named ones besides `end`
 
     def build(self, tokenizer: PreTrainedTokenizerBase, n: int | None, seed: int, options: PromptOptions) -> Prompts:
         """n prompts, or as many as usual; a UserError if one cannot be used under this tokenizer, or there are fewer
