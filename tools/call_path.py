@@ -33,36 +33,33 @@ class CallPath:
     def __init__(self) -> None:
         self.functions: set[CodeType] = set()
         self.classes: set[type] = set()
-        self.open_classes: set[type] = set()
-        self.open: list[str] = []
+        self.open: list[FrameType] = []
         self._importing = 0
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
         code = frame.f_code
-        if event == "call" and code.co_name == "<module>":
-            self._importing += 1
-        elif event == "return" and code.co_name == "<module>":
-            self._importing -= 1
+        if code.co_name == "<module>":
+            self._importing += {"call": 1, "return": -1}.get(event, 0)
         if event != "call" or self._importing or not _is_own(code):
             return
         self.functions.add(code)
-        self.classes |= _own_classes(frame)
+        self.classes |= own_classes(frame)
         if code.co_qualname == END:
             above: FrameType | None = frame
             while above is not None:
-                if _is_own(above.f_code):
-                    self.open.insert(0, above.f_code.co_qualname)
-                    self.open_classes |= _own_classes(above)
+                self.open = [above, *self.open] if _is_own(above.f_code) else self.open
                 above = above.f_back
             raise Arrived
 
 
-def _own_classes(frame: FrameType) -> set[type]:
-    """This project's classes among the arguments of a call."""
-    code = frame.f_code
-    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-    kinds = {type(frame.f_locals.get(name)) for name in names}
-    return {kind for kind in kinds if kind.__module__.startswith("circuits_over_time.")}
+def own_classes(*frames: FrameType) -> set[type]:
+    """This project's classes among the arguments of calls."""
+    arguments = [
+        frame.f_locals.get(name)
+        for frame in frames
+        for name in frame.f_code.co_varnames[: frame.f_code.co_argcount + frame.f_code.co_kwonlyargcount]
+    ]
+    return {kind for kind in map(type, arguments) if kind.__module__.startswith("circuits_over_time.")}
 
 
 def _is_own(code: CodeType) -> bool:
@@ -89,18 +86,16 @@ def main() -> None:
         sys.setprofile(None)
     if not path.open:
         sys.exit(f"{END} of {ROOT} was never called; this checkout is not the installed one: set PYTHONPATH to it")
-    files = {code.co_filename for code in path.functions}
-    sys.stdout.write(
-        f"{len(path.functions)} functions in {len(files)} files, {len(path.open)} of them open; arguments of "
-        f"{len(path.classes)} classes, of {len(path.open_classes)} in the open ones\n"
-    )
-    sys.stdout.write("".join(f"{'  ' * depth}{name}\n" for depth, name in enumerate(path.open)))
+    lines = [
+        f"{len(path.functions)} functions in {len({code.co_filename for code in path.functions})} files, "
+        f"{len(path.open)} of them open; arguments of {len(path.classes)} classes, "
+        f"of {len(own_classes(*path.open))} in the open ones"
+    ]
+    lines += [f"{'  ' * depth}{frame.f_code.co_qualname}" for depth, frame in enumerate(path.open)]
     if verbose:
-        sys.stdout.write(
-            "".join(f"{name}\n" for name in sorted(f"{c.__module__}.{c.__qualname__}" for c in path.classes))
-        )
-        places = sorted((str(Path(c.co_filename).relative_to(ROOT)), c.co_qualname) for c in path.functions)
-        sys.stdout.write("".join(f"{file}  {name}\n" for file, name in places))
+        lines += sorted(f"{kind.__module__}.{kind.__qualname__}" for kind in path.classes)
+        lines += sorted(f"{Path(c.co_filename).relative_to(ROOT)}  {c.co_qualname}" for c in path.functions)
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
 
 
 if __name__ == "__main__":
