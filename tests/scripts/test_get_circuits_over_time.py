@@ -434,7 +434,7 @@ def test_the_toy_family_has_faithful_circuits_at_its_end_and_none_at_its_start(
 ) -> None:
     last = TOY_STEPS[-1]
     overrides = [f"model={toy_family}", f"task=[{', '.join(TASKS)}]", f"checkpoints=[0,{last}]", "n_prompts=30"]
-    assert main(ANALYSIS, [*overrides, f"results_dir={tmp_path}", *COARSE, "eap.ig_steps=6"]) == 0
+    assert main(ANALYSIS, [*overrides, f"results_dir={tmp_path}", *COARSE, "eap.ig_steps=6", "n_random=0"]) == 0
     store, name = Store(tmp_path), toy_family.name
     for task in TASKS:
         assert store.folder("baselines", name, task).read_table(0)["status"].item() == "task not learned"
