@@ -19,9 +19,7 @@ from .tasks.performance import task_performance
 def prepare(
     config: PerformanceConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape
 ) -> dict[str, Prompts | UserError]:
-    """The prompts of every task, by its name; or why it has none, if only `all` names the task. For the others that is
-    raised.
-    """
+    """The prompts of every task by its name; or why it has none, if only `all` names it (else that is raised)."""
     prepared: dict[str, Prompts | UserError] = {}
     for task in tasks_of(config):
         try:

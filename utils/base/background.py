@@ -57,9 +57,7 @@ class Prefetcher(Generic[T]):
         self._step, self._future = step, in_background(read, step, self._stop)
 
     def wait(self, step: int) -> None:
-        """Wait until a step has arrived, if it is on its way. What went wrong is raised once; then the step was not
-        started.
-        """
+        """Wait for a step that is on its way. What went wrong is raised once; then it counts as not started."""
         if step == self._step and self._future is not None and (error := self._future.exception()) is not None:
             self.drop()
             raise error

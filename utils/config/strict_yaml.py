@@ -104,9 +104,7 @@ def written(key: Sequence[str | int]) -> str:
 
 
 def read_yaml(path: Path) -> Block:
-    """The block of keys in a config file; an empty file is an empty block, and anything but readable YAML keys a
-    UserError.
-    """
+    """The block of keys in a config file, empty for an empty file; a UserError if it cannot be read as one."""
     try:
         text = path.expanduser().read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -24,9 +24,7 @@ INSTALL = "pip install 'peft>=0.17,<1'"
 
 
 def base_of(folder: Path) -> Path | None:
-    """The folder of the base model that a folder adapts, None if it holds no adapter; a CheckpointUnusable without peft
-    or base.
-    """
+    """The folder of the base model that a folder adapts, or None; a CheckpointUnusable without peft or base."""
     if not (folder / ADAPTER).is_file():
         return None
     about = read_json(folder / ADAPTER) or {}

@@ -148,9 +148,7 @@ def read_state(
     where: Callable[[str], torch.device] | None = None,
     dtype: torch.dtype | None = None,
 ) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint, in memory; those of an adapter merged into its base model's, in float32. See
-    `read_files`.
-    """
+    """All tensors of a checkpoint; an adapter's merged into its base model's, in float32. See `read_files`."""
     import torch
 
     if (base := base_of(folder)) is None:
@@ -256,9 +254,7 @@ def small_hashes(folder: Path, base: Path | None = None) -> dict[str, str]:
 
 
 def read_config(folder: Path) -> PretrainedConfig:
-    """The config of the model in a folder: a CheckpointUnusable if it is missing or damaged, a UserError if no reader
-    knows the architecture.
-    """
+    """A model's config; a CheckpointUnusable if it is missing or damaged, a UserError for other architectures."""
     _scan_transformers_once()
     from transformers import AutoConfig
 
@@ -373,9 +369,7 @@ def _say_one(device: str) -> None:
 
 
 def resolve_device(device: str) -> torch.device:
-    """The device that a name stands for, a UserError if there is none: `auto` is CUDA, else Apple's GPU, else the
-    CPU.
-    """
+    """The device of a name, `auto` for CUDA, else Apple's GPU, else the CPU; a UserError if there is none."""
     import torch
 
     found = ["cpu"]

@@ -97,22 +97,16 @@ class Family:
         self._ahead.drop()
 
     def release(self, step: int, keep: Literal["all", "none"] | int) -> None:
-        """Say that a checkpoint has been measured. Deletes this process's downloads but the `keep` released last (or
-        `all`, `none`).
-        """
+        """Say that a checkpoint has been measured: of this process's downloads, the `keep` last released stay."""
 
     def describe(self, step: int) -> Description:
-        """A checkpoint's tokenizer and shape, from its small files alone, the only ones downloaded; errors of
-        `checkpoint.describe`.
-        """
+        """A checkpoint's tokenizer and shape; only its small files are fetched. Errors: `checkpoint.describe`."""
         return describe(self.fetch_small(step), self.trust_remote_code)
 
     def load(
         self, step: int, dtype: str = "float32", device: str = "auto", device_map: Literal["auto"] | None = None
     ) -> LoadedCheckpoint:
-        """Load a checkpoint, in a number format and on a device or several; errors of `describe` and
-        `checkpoint.load_weights`.
-        """
+        """Load a checkpoint onto one device or several; errors of `describe` and of `load_weights`."""
         where, *more = resolve_devices(device, device_map)
         self.fetch_small(step)
         inputs = self.input_hashes(step)

@@ -34,9 +34,7 @@ _SAVES = re.compile(r"checkpoint_\d+")  # as accelerate counts its saves
 
 
 def named_folders(path: Path, pattern: re.Pattern[str]) -> list[Named]:
-    """The checkpoints in a family's folder; a UserError for none, two of one step, or what looks like a step but counts
-    saves.
-    """
+    """The checkpoints in a family's folder; a UserError for none, a step twice, or counted saves."""
     folders = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     converted = {name.removesuffix("-hf"): name for name in folders if name.endswith("-hf")}
     named = [
@@ -95,9 +93,7 @@ class About:
 
     @classmethod
     def of(cls, path: Path, tokens_per_step: int | None) -> About:
-        """What the `family.json` in a folder says, or the number given instead of one; a UserError if it says anything
-        odd.
-        """
+        """What a folder's `family.json` says, or the number given instead; a UserError if it says anything odd."""
         file = path / "family.json"
         content = read_json(file) if file.is_file() else {}
         if content is None:

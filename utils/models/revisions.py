@@ -50,9 +50,7 @@ class TokensRule:
 
 
 def naming_rule(text: str) -> re.Pattern[str]:
-    """A regular expression for whole names, with the group `step` and, if needed, `stage`, `tokens` and `run`; else a
-    UserError.
-    """
+    """A regular expression for names, with the group `step` and maybe `stage`, `tokens`, `run`; else a UserError."""
     try:
         pattern = re.compile(text)
     except re.error as error:
@@ -63,9 +61,7 @@ def naming_rule(text: str) -> re.Pattern[str]:
 
 
 def read_names(names: Iterable[str], pattern: re.Pattern[str], repository: str = "") -> list[Named]:
-    """What names tell that match the pattern; a UserError if it takes something else for a number. The others are left
-    out.
-    """
+    """What names tell that match the pattern; a UserError if it takes something else for a number."""
     found = []
     for name in names:
         if match := pattern.fullmatch(name):

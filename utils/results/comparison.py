@@ -67,9 +67,7 @@ class ComparisonFolder:
         return table
 
     def matches_of(self, model: str) -> dict[tuple[str, str], dict[tuple[int, int], tuple[int, int]]]:
-        """Heads (layer, number) of other models -> those of a model, by (other model, signature); errors as of
-        `read`.
-        """
+        """Heads (layer, number) of others -> a model's, by (other model, signature); errors of `read`."""
         found = dict[tuple[str, str], dict[tuple[int, int], tuple[int, int]]]()
         for key, rows in self.read("matches").groupby(["model", "other_model", "signature"], sort=False):
             first, second, signature = map(str, key)

@@ -114,9 +114,7 @@ class RunRecord:
         self.path = folder.path / "run.json"
 
     def check(self, analysis: str, config: BaseConfig, family: Family) -> None:
-        """Refuse, with a UserError, to mix results of two configs, two models' weights, or two versions of a file in
-        one folder.
-        """
+        """Refuse to mix results of two configs, two models' weights, or two versions of a file in one folder."""
         if not self.folder.steps():
             return
         held = self._read()
@@ -449,9 +447,7 @@ def _changed_on_disk(
 
 
 def recorded_parameters(store: Store, model: str) -> int | None:
-    """Parameters that the runs of a model recorded with its checkpoints; None where none did, a UserError if they
-    differ.
-    """
+    """A model's parameters, as its runs recorded them; None where none did, a UserError if they differ."""
     counts = set()
     for kind in KINDS:
         for task in [*store.tasks(kind, model), None]:

@@ -98,9 +98,7 @@ class ResultsFolder:
         return how_to_make(self.root, self.kind, self.model, self.task, **keys)
 
     def encode(self, step: int, result: Result, tokens: int | None) -> dict[str, bytes]:
-        """A checkpoint's files as they will be written: suffix -> bytes, the table last; a ValueError unless they are
-        as the kind says.
-        """
+        """A checkpoint's files: suffix -> bytes, the table last; a ValueError unless they are as the kind says."""
         files: dict[str, bytes] = {}
         if result.tensors is not None:
             import torch  # Whoever only reads tables need not wait for torch.

@@ -62,9 +62,7 @@ class Owner:
 
 
 class Claims:
-    """The claims of this process on one results folder; a heartbeat every `beat` seconds, stale after `stale` without
-    one.
-    """
+    """The claims of this process on one results folder; heartbeats and the limit without one are in seconds."""
 
     def __init__(self, root: Path, beat: float = BEAT, stale: float = STALE) -> None:
         self.folder, self.beat, self.stale = root / FOLDER, beat, stale

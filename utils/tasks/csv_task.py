@@ -52,9 +52,7 @@ class Row:
 
 
 def csv_task(path: Path, metric: str, answers_as: AnswersAs = "text") -> Task:
-    """The task that a prompts CSV describes, which is read when prompts are built; a UserError for no such file or
-    metric.
-    """
+    """The task of a prompts CSV, which is read when prompts are built; a UserError for no such file or metric."""
     if metric not in DIFFERENTIABLE:
         if not path.exists():
             raise UserError(_no_such(path))
@@ -134,9 +132,7 @@ def near_files(path: Path) -> str:
 
 
 def answer_columns(source: str, header: Sequence[str]) -> tuple[str, str]:
-    """The columns of the right and of the wrong answers, one of which may be missing; a UserError if two pairs may be
-    them.
-    """
+    """The columns of right and wrong answers, one perhaps missing; a UserError if two pairs may be them."""
     indices = [name.removeprefix("corrupted_") for name in header if name.endswith("_idx")]
     pairs = {name: f"corrupted_{name.removeprefix('clean_')}" for name in indices if name != "incorrect_idx"}
     if {"correct_idx", "incorrect_idx"} & {*header}:

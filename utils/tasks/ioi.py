@@ -34,9 +34,7 @@ LEAST_NAMES = 5  # IO, S and three others
 
 
 def pairs(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: PromptOptions) -> list[Pair]:
-    """n distinct IOI prompts; a UserError for too few single-token words or prompts. Both corruptions share the clean
-    prompts.
-    """
+    """n distinct prompts, the same clean ones for both corruptions; a UserError for too few words or prompts."""
     drawing, templates, all_names, all_places, all_objects = draw, TEMPLATES, NAMES, PLACES, OBJECTS
     if options.prompt_set == "study":
         drawing = draw_any

@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answers:
-    """The tokens that count as right and wrong answers to n prompts; a ValueError if its parts do not fit each
-    other.
-    """
+    """The right and the wrong answers to n prompts, as tokens; a ValueError if the parts do not fit each other."""
 
     right: Int[Tensor, "n a"]  # token ids, padded on the right; meaningless where the mask is false
     right_mask: Bool[Tensor, "n a"]  # true where there is a token, at least once in a row

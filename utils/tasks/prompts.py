@@ -181,9 +181,7 @@ def _precise(logits: Float[Tensor, "prompt vocab"]) -> Float[Tensor, "prompt voc
 
 
 def _checked(metric: MetricFunction, logits: Float[Tensor, "prompt vocab"], prompts: Prompts) -> Tensor:
-    """The values of a metric of one's own; a UserError without one value for each prompt, or a gradient where one is
-    needed.
-    """
+    """The values of a metric of one's own; a UserError unless there is one per prompt, with its gradient."""
     import torch
 
     values = metric(logits, prompts)
@@ -238,9 +236,7 @@ class Task:
     positions: Callable[[Prompts], dict[str, Tensor]] | None = None  # the named ones besides `end`
 
     def build(self, tokenizer: PreTrainedTokenizerBase, n: int | None, seed: int, options: PromptOptions) -> Prompts:
-        """n prompts, or as many as usual; a UserError if one cannot be used under this tokenizer, or there are fewer
-        than n.
-        """
+        """n prompts, or as many as usual; a UserError if one cannot be used or there are fewer."""
         pairs = self.pairs(tokenizer, self.usual if n is None else n, seed, options)
         return self.tokenise(tokenizer, pairs, options.prepend_bos)
 
@@ -258,9 +254,7 @@ class Task:
 
 
 def assemble(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], prepend_bos: StartToken = False) -> Prompts:
-    """Tokenise prompt pairs, in their order, with the one position `end`; arguments and errors are those of
-    `token_rows`.
-    """
+    """Tokenise prompt pairs, in order, with the position `end`; arguments and errors of `token_rows`."""
     import pandas as pd
     import torch
 

@@ -132,9 +132,7 @@ def _known(
     least: int,
     name_each: bool,
 ) -> dict[str, int]:
-    """The phrases whose words are single tokens in all these places, each with its first token; a UserError below
-    `least`.
-    """
+    """The phrases of single-token words in all these places, with their first tokens; a UserError below `least`."""
     later = continuations(tokenizer, [f" {word}" for phrase in phrases for word in phrase.split()[1:]])
     kept = {phrase: 0 for phrase in phrases if all(f" {word}" in later for word in phrase.split()[1:])}
     for carrier, between in places:

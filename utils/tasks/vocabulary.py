@@ -98,9 +98,7 @@ def continuations(tokenizer: PreTrainedTokenizerBase, words: Iterable[str], carr
 def single_tokens(
     tokenizer: PreTrainedTokenizerBase, words: Sequence[str], task: str, what: str, least: int
 ) -> dict[str, int]:
-    """The words that are one token after a space, with their ids. `task` and `what` name them in the error for fewer
-    than `least`.
-    """
+    """The words that are one token after a space, with their ids; a UserError if there are fewer than `least`."""
     tokens = {word[1:]: token for word, token in continuations(tokenizer, [f" {word}" for word in words]).items()}
     require(len(tokens), len(words), task, what, least)
     say_left(tokenizer, task, what, len(tokens), len(words))
