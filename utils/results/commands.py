@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 from circuits_over_time.edge_attribution_patching.choices import USUAL_METHOD
 
 from ..base.errors import UserError
+from ..config.explain import checked
 from ..config.keys import BaseConfig, PromptOptions, TaskConfig, task_and_method, variant_keys
-from ..config.strict_yaml import read_yaml
+from ..config.strict_yaml import parse_override, read_yaml
 from .checked import read_run
 from .kinds import KINDS, ResultSchema, find_kind
 
@@ -172,8 +173,6 @@ def _further(
     """The keys, by their flat names, that a config file or the defaults do not give; a UserError if the file is no
     config of the script, or a key is missing.
     """
-    from ..config.explain import checked
-
     needed = {name for name, field in schema.model_fields.items() if field.is_required() and name not in data}
     block = {**data, **{name: keys[name] for name in needed if name in keys}}
     base = flat_keys(checked(schema, block, path).model_dump(mode="json"))
@@ -186,11 +185,8 @@ def flat_keys(block: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The keys of a config with those of its blocks as `eap.ig_steps`; of `tasks` each is one value."""
     flat: dict[str, Any] = {}
     for name, value in block.items():
-        flat |= (
-            flat_keys(value, f"{prefix}{name}.")
-            if isinstance(value, Mapping) and prefix != "tasks."
-            else {f"{prefix}{name}": value}
-        )
+        key = f"{prefix}{name}"
+        flat |= flat_keys(value, f"{key}.") if isinstance(value, Mapping) and prefix != "tasks." else {key: value}
     return flat
 
 
@@ -201,8 +197,6 @@ def _written(script: str, config: Path | None, keys: Mapping[str, Any]) -> str:
 
 def _yaml(value: Any) -> str:
     """A value as overrides write it: text without quotes where it is read as the same text."""
-    from ..config.strict_yaml import parse_override
-
     text = f"[{','.join(map(_yaml, value))}]" if isinstance(value, list) else value
     with contextlib.suppress(UserError):
         if isinstance(text, str) and parse_override(f"key={text}")[1] == value:

@@ -28,14 +28,12 @@ import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..base.errors import UserError
 from ..base.files import is_running
+from ..models.family import Family
 from .plan import Measurement, Sweep
-
-if TYPE_CHECKING:
-    from ..models.family import Family
 
 FOLDER, RUNS = ".claims", ".runs"
 BEAT, STALE, CHECK = 10.0, 120.0, 1.0

@@ -17,6 +17,7 @@ from circuits_over_time.edge_attribution_patching.model.memory import BYTES
 
 from ..base.errors import CheckpointUnusable, HubUnreachable, UserError
 from ..config.keys import MemoryKeys, errors_named
+from ..models.checkpoint import resolve_device
 from ..models.family import Family, HubFamily, LocalFamily
 from ..models.known_families import known_shape, known_size
 from ..models.tokenizers import PlainShape, WordTokenizer, plain_shape, plain_tokenizer
@@ -141,8 +142,6 @@ def refuse_unfit(sweep: Sweep) -> Needed:
     """
     config = sweep.jobs[0].config
     if sweep.missing and config.executor == "local" and config.device not in ("auto", "cpu"):
-        from ..models.checkpoint import resolve_device
-
         resolve_device(config.device)
     jobs = [job for job in sweep.jobs if job.analysis.inputs is not None and sweep.missing_of(job)]
     if not jobs:

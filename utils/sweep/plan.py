@@ -8,20 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..base.errors import UserError
 from ..config.keys import BaseConfig, errors_named, for_model
 from ..config.schedules import select_steps
+from ..models.checkpoint import Description
 from ..models.family import Family, family_of
 from ..results.checked import DamagedRecord
 from ..results.record import RunRecord, input_hashes
 from ..results.store import ResultsFolder, Store
+from ..tasks.prompts import Task
 from .analysis import Analysis
-
-if TYPE_CHECKING:
-    from ..models.checkpoint import Description
-    from ..tasks.prompts import Task
 
 
 @dataclass(frozen=True, eq=False)

@@ -65,11 +65,9 @@ def run_array(name: str, jobs: Sequence[Job], sweeps: Sequence[Sweep]) -> int:
                 submitted = [executor.submit(run_share, name, plain, Path.cwd()) for _ in range(number)]
             names = [str(job.job_id) for job in submitted]
             # Without Slurm, tasks are processes of this machine, and their names the numbers of these.
-            stop = (
-                f"kill {' '.join(names)}"
-                if config.slurm.cluster == "local"
-                else f"scancel {names[0].partition('_')[0]}"
-            )
+            stop = f"scancel {names[0].partition('_')[0]}"
+            if config.slurm.cluster == "local":
+                stop = f"kill {' '.join(names)}"
             log.info("submitted %d tasks (%s); to stop them: %s", number, ", ".join(names), stop)
             lost = _await(submitted, progress, left)
             failures.update(one for job in submitted if not lost[job.job_id] for one in job.result())

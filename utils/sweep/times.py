@@ -26,6 +26,7 @@ from circuits_over_time.edge_attribution_patching.model.memory import BYTES
 from ..base.progress import about, duration
 from ..config.keys import BaseConfig, for_model, result_settings
 from ..config.schedules import PYTHIA_STEPS, select_steps
+from ..models.checkpoint import resolve_device
 from ..models.family import Family, LocalFamily
 from .estimate import Needed, estimate, format_estimate, needed_of_known
 from .plan import Job, Measurement, Sweep
@@ -116,8 +117,6 @@ def flop_per_second(config: BaseConfig) -> tuple[float, str]:
     here = config.executor == "local"
     device = config.device
     if here and device == "auto" and gpu_here:
-        from ..models.checkpoint import resolve_device
-
         device = str(resolve_device(device))
     elif device == "auto":
         device = "cuda" if config.gpus_per_checkpoint else "cpu"
