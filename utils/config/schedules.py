@@ -1,19 +1,9 @@
 """Which training steps are published, and which of them a schedule picks.
 
 Pythia publishes 154 steps: 0, 1, 2, 4, ..., 512, 1000, 2000, ..., 143000 (Biderman et al. 2023, arXiv 2304.01373), each
-2,097,152 tokens. The named schedules are those of the published runs (Tigges et al. 2024):
-
-- `all`: every published step.
-- `linear`: 1000, 2000, ..., 143000.
-- `exponential`: 1, 2, 4, ..., 512, 1000, 2000, 4000, 8000, 16000, 33000, 66000, 131000, 143000.
-- `exp_plus_detail`: 1, 2, 4, ..., 512; every 1000 to 15000, every 5000 to 65000, every 10000 to 140000; 143000.
-- `sparse`: 256, 512; every 1000 to 9000, every 5000 to 45000, every 10000 to 90000; 100000, 120000, 140000, 143000.
-- `late_start_all`: 4000, 5000, ..., 143000.
-- `exponential_study` and `exp_plus_detail_study`: those as the study ran them, without 143000.
-
-Other families have other steps. The same rules hold for them, with the family's usual gap between later steps (1000 for
-Pythia) as the unit and the nearest published step in place of a missing one. The last step is in all
-but the study's.
+2,097,152 tokens. The named schedules are those of the published runs (Tigges et al. 2024); docs/models.md lists them.
+For other families the same rules hold, with the usual gap between later steps (1000 for Pythia) as the unit and
+the nearest published step in place of a missing one. The last step is in all but the study's.
 """
 
 from __future__ import annotations
