@@ -22,7 +22,7 @@ from pathlib import Path
 from pydantic import Field
 
 from circuits_over_time.utils.base.errors import UserError
-from circuits_over_time.utils.base.files import atomic_write, file_sha256, make_folder
+from circuits_over_time.utils.base.files import atomic_write, file_sha256, make_folder, write_json
 from circuits_over_time.utils.config.command_line import read_command_line, script
 from circuits_over_time.utils.config.keys import Section
 
@@ -62,7 +62,7 @@ def unpack(folder: Path) -> Path:
         "file": source.name,
         "sha256": file_sha256(source),
     }
-    atomic_write(folder / "provenance.json", (json.dumps(provenance, indent=1) + "\n").encode())
+    write_json(folder / "provenance.json", provenance)
     atomic_write(folder / "family.json", (json.dumps({"tokens_per_step": TOKENS_PER_STEP}) + "\n").encode())
     return folder
 

@@ -325,7 +325,7 @@ def _hub_family(
         cache_dir,
         commits,
         prepend_bos=record.prepend_bos,
-        damage=known.damage,
+        damage=[damage for damage in record.damage if known.name in damage.models],
     )
 
 

@@ -40,6 +40,7 @@ class FamilyRecord:
     prepend_bos: bool | None = None
     names: Sequence[str] = ()  # its revisions, if they are known without asking the hub
     renamed: Mapping[str, str] = field(default_factory=dict)
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
     damage: Sequence[Damage] = ()
 
 
@@ -50,10 +51,6 @@ class KnownModel:
     name: str
     repositories: Sequence[str]
     family: FamilyRecord
-
-    @property
-    def damage(self) -> list[Damage]:
-        return [damage for damage in self.family.damage if self.name in damage.models]
 
 
 def _record(
@@ -93,21 +90,12 @@ SHORT_NAMES: tuple[str, ...] = tuple(name for family in FAMILIES for name in fam
 EXAMPLES: tuple[str, ...] = tuple(next(iter(family.models)) for family in FAMILIES)
 
 
-# Layers, heads of each, width of the residual stream, and rows of the embedding.
-_PYTHIA_SHAPES = {
-    **{"14m": (6, 4, 128, 50_304), "31m": (6, 8, 256, 50_304), "70m": (6, 8, 512, 50_304)},
-    **{"160m": (12, 12, 768, 50_304), "410m": (24, 16, 1024, 50_304), "1b": (16, 8, 2048, 50_304)},
-    **{"1.4b": (24, 16, 2048, 50_304), "2.8b": (32, 32, 2560, 50_304)},
-    **{"6.9b": (32, 32, 4096, 50_432), "12b": (36, 40, 5120, 50_688)},
-}
-
-
 def known_shape(name: str) -> PlainShape | None:
     """The sizes of a known model, as its config.json has them; None if they are not known."""
     found = re.fullmatch(r"pythia-([\d.]+[mb])(?:-.*)?", name)
     if name not in SHORT_NAMES or found is None:
         return None
-    n_layers, n_heads, d_model, d_vocab = _PYTHIA_SHAPES[found[1]]
+    n_layers, n_heads, d_model, d_vocab = _KNOWN[name].family.shapes[found[1]]
     of_blocks = ("gpt_neox", n_heads, d_model // n_heads, 4 * d_model, True)
     return PlainShape(n_layers, n_heads, 2048, d_vocab, d_model, False, "float16", *of_blocks)
 

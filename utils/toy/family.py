@@ -27,8 +27,9 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from ..base.background import threads
 from ..base.errors import UserError
-from ..base.files import atomic_write, file_sha256, locked, read_json, require_writable
+from ..base.files import atomic_write, file_sha256, locked, read_json, require_writable, write_json
 from ..base.progress import duration
 from ..config.keys import result_settings
 from .batches import TextSource
@@ -37,7 +38,7 @@ from .keys import FamilyConfig
 from .positions import position_texts
 from .text import vocabulary_texts
 from .tokenizer import build_tokenizer
-from .training import Trainer, new_model, reproducible
+from .training import Trainer, new_model
 
 log = logging.getLogger(__name__)
 
@@ -97,15 +98,15 @@ class _Training:
                 self._refuse_other(state["settings"], "holds an unfinished training")
             except (OSError, RuntimeError, EOFError, UnpicklingError, KeyError, TypeError):
                 raise UserError(f"{folder / STATE} is damaged; pass overwrite=true to train again") from None
-        if state is None and any(folder.glob("step*")):
+            log.info("%s: resuming after step %d", folder, state["step"])
+        elif any(folder.glob("step*")):
             raise UserError(
                 f"{folder} holds checkpoints but no {MANIFEST} and no {STATE} to go on from; "
                 "pass overwrite=true or another folder"
             )
-        if state is not None:
-            log.info("%s: resuming after step %d", folder, state["step"])
         began = time.monotonic()
-        with reproducible(self.config.threads, self.config.seed):
+        with torch.random.fork_rng(devices=[]), threads(self.config.threads):  # Afterwards both are as before.
+            torch.manual_seed(self.config.seed)
             evaluation = self._train(state)
         self._finish(evaluation)
         log.info("%s: finished in %s", folder, duration(time.monotonic() - began))
@@ -127,7 +128,10 @@ class _Training:
                 if state is None or step > start:
                     skills = examination.results(trainer.model).items()
                     evaluation += [{"step": step, "skill": skill, "value": value} for skill, value in skills]
-                    self._save_state(step, trainer, evaluation)
+                    now = {"step": step, "settings": self.settings, "evaluation": evaluation}
+                    torch.save(now | {"trainer": trainer.state()}, buffer := io.BytesIO())
+                    # Before the checkpoint's folder: a training that stops between the two writes it from this state.
+                    atomic_write(config.folder / STATE, buffer.getvalue())
                 self._save_checkpoint(step, trainer)
                 latest = {row["skill"]: f"{row['value']:.2f}" for row in evaluation}
                 learned = f"ioi {latest['ioi_accuracy']}, induction {latest['induction_accuracy']}"
@@ -137,13 +141,6 @@ class _Training:
             if step < config.optimizer.steps:
                 trainer.step(step, text.batch(step))
         return evaluation
-
-    def _save_state(self, step: int, trainer: Trainer, evaluation: list[dict[str, Any]]) -> None:
-        buffer = io.BytesIO()
-        state = {"step": step, "settings": self.settings, "evaluation": evaluation, "trainer": trainer.state()}
-        torch.save(state, buffer)
-        # Before the checkpoint's folder: if training stops between the two, it writes the folder from this state.
-        atomic_write(self.config.folder / STATE, buffer.getvalue())
 
     def _save_checkpoint(self, step: int, trainer: Trainer) -> None:
         checkpoint = self.config.folder / f"step{step}"
@@ -179,7 +176,7 @@ class _Training:
             "sha256": {step: file_sha256(folder / f"step{step}" / "model.safetensors") for step in config.steps},
             "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         }
-        atomic_write(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+        write_json(folder / MANIFEST, manifest)
         (folder / STATE).unlink()
 
     def _refuse_other(self, found: dict[str, Any], what: str) -> None:

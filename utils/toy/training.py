@@ -6,8 +6,6 @@ settings. Another kind of processor may round differently.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,19 +13,10 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from ..base.background import threads
 from ..base.errors import UserError
 from .batches import Batch
 from .keys import ModelConfig, OptimizerConfig
 from .muon import Muon
-
-
-@contextmanager
-def reproducible(number: int, seed: int) -> Iterator[None]:
-    """Fix the number of threads and seed torch's random state. Afterwards both are as before."""
-    with torch.random.fork_rng(devices=[]), threads(number):
-        torch.manual_seed(seed)
-        yield
 
 
 def new_model(config: ModelConfig, vocab_size: int) -> GPTNeoXForCausalLM:
