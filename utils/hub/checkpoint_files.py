@@ -75,11 +75,7 @@ def download_small(
 def download(
     repository: str, revision: str, folder: Path, commit: str | None = None, arrived: Arrived = lambda count: None
 ) -> dict[str, Any]:
-    """Download all of a checkpoint's files into a folder. Goes on where an earlier download stopped.
-
-    Returns the manifest: `repository, revision, commit`, `sha256` of the weights, and `files`: weight file -> SHA-256.
-    Errors are those of `download_small` and `download_file`.
-    """
+    """Download a checkpoint, on from where it stopped; returns the manifest. Errors of `download_small`."""
     if (manifest := read_manifest(folder)) is not None:
         return manifest
     with _alone(folder):

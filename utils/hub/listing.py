@@ -89,9 +89,7 @@ def listing_of(repository: str, revision: str, downloads: Path, commit: str | No
 def in_parallel(
     listing: Callable[[int], Listing], steps: Sequence[int], advance: Callable[[], object] = lambda: None
 ) -> dict[int, Listing | CheckpointUnusable]:
-    """The listings of many steps in order, or what is wrong with each, `AT_ONCE` requests at a time; `advance` is
-    called after each. After the first `HubUnreachable`, nothing more is asked for, and the rest get the same error.
-    """
+    """Many steps' listings in order, or what is wrong; after the first `HubUnreachable` no more is asked for."""
     left, running = list(reversed(steps)), dict[Future[Listing], int]()
     found: dict[int, Listing | CheckpointUnusable] = {}
     while left or running:

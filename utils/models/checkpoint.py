@@ -126,10 +126,7 @@ class LoadedCheckpoint:
 
 
 def describe(folder: Path, trust_remote_code: bool = False) -> Description:
-    """Read a checkpoint's small files; its weights need not be there.
-
-    It is a CheckpointUnusable if a file is missing or broken, and a UserError if the engine cannot read such a model.
-    """
+    """Read a checkpoint's small files; a CheckpointUnusable for bad ones, a UserError for other architectures."""
     from circuits_over_time.edge_attribution_patching.model.architectures import read_shape
 
     if of_library(folder) is not None:

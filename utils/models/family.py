@@ -87,9 +87,7 @@ class Family:
         return {}
 
     def prefetch(self, step: int) -> None:
-        """Start to download a checkpoint and to read it into CPU memory, in the background. There is room for one:
-        starting another drops it. Errors appear when the checkpoint is described or loaded.
-        """
+        """Start to fetch and read a checkpoint in the background, dropping another; `load` raises its errors."""
         self._ahead.start(step, self._read)
 
     def stop(self) -> None:
@@ -202,9 +200,7 @@ class HubFamily(Family):
     def listings(
         self, steps: Sequence[int], advance: Callable[[], object] = lambda: None
     ) -> dict[int, Listing | CheckpointUnusable]:
-        """What the hub lists of some steps, or what is wrong; `advance` is called after each answer. It is asked once
-        for each step, also if it does not answer.
-        """
+        """What the hub lists of steps, or what is wrong; it is asked once for each, also without an answer."""
         self._listed.update(in_parallel(self.listing, [step for step in steps if step not in self._listed], advance))
         return {step: self._listed[step] for step in steps}
 

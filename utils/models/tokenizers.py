@@ -61,9 +61,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False, base: Path | N
 
 
 class PlainTokenizer:
-    """A tokenizer.json without transformers, to check prompts by: its tokens are those that a run uses, and special
-    tokens are known as far as the files beside it say them.
-    """
+    """A tokenizer.json without transformers, to check prompts by, with the special tokens that files name."""
 
     def __init__(self, holder: Path) -> None:
         from tokenizers import Tokenizer

@@ -86,10 +86,7 @@ def pairs(
     seed: int,
     options: PromptOptions,
 ) -> list[Pair]:
-    """n distinct rows, or all, in seeded random order. The first k of n rows are the k rows of the same seed.
-
-    It is a UserError, with the row and the reason, if a row cannot be used, or there are fewer than n rows.
-    """
+    """n distinct rows, or all, in seeded order, the first k those of k; a UserError names a bad row, and why."""
     rows = read()
     chosen = [number for _, _, number in draw(name, [[len(rows)]], len(rows) if n is None else n, seed)]
     right = _tokens(tokenizer, rows, "answers")
@@ -102,9 +99,7 @@ def pairs(
 
 
 def read_rows(path: Path, answers_as: AnswersAs = "text") -> list[Row]:
-    """Read and check the file; rows count from 1, below the header. It is a UserError if it is missing or not a UTF-8
-    CSV, and what `check_rows` refuses.
-    """
+    """Read and check the file, with rows from 1 below the header; a UserError for none, or as `check_rows`."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)

@@ -101,11 +101,7 @@ def form_of(tokenizer: PreTrainedTokenizerBase) -> tuple[int, list[int]]:
 
 
 def pairs(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: PromptOptions) -> list[Pair]:
-    """n distinct greater-than prompts, uniform over nouns and years.
-
-    It is a UserError if the tokenizer cuts years in neither of the two ways, too few nouns are single tokens, or there
-    are fewer than n prompts.
-    """
+    """n distinct prompts, uniform over nouns and years; a UserError if the tokenizer leaves too few."""
     digits, years = form_of(tokenizer)
     base, answers = 10**digits, number_tokens(tokenizer, digits)
     sets = {

@@ -69,10 +69,7 @@ DATA_SETS = {
 def pairs(
     task: str, tokenizer: PreTrainedTokenizerBase, n: int | None, seed: int, options: PromptOptions
 ) -> list[Pair]:
-    """n distinct prompts, or all that there are, at most `MOST`.
-
-    It is a UserError if there is no such data set, it has other columns, or fewer than n of its rows can be used.
-    """
+    """n distinct prompts, or all, at most `MOST`; a UserError for no such data set, or too few usable rows."""
     source, name = DATA_SETS[task], PREFIX + task
     usable, n_rows = [], 0
     for number, row in enumerate(_rows(source, name)):

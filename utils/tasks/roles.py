@@ -39,9 +39,7 @@ def slot_spans(template: str, words: Mapping[str, str]) -> tuple[Span, ...]:
 
 
 def token_roles(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], prompts: Prompts) -> TokenRoles:
-    """The role of every token. It is a UserError if a column of roles names what is not in the prompt, or the tokenizer
-    does not say which characters a token stands for.
-    """
+    """The role of every token; a UserError for roles of what is not there, or tokens without known characters."""
     import torch
 
     from circuits_over_time.edge_attribution_patching.model.pairs import TokenRoles

@@ -72,11 +72,7 @@ LEAST_VERBS = 2
 
 
 def pairs(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: PromptOptions) -> list[Pair]:
-    """n distinct agreement prompts over all structures.
-
-    It is a UserError if too few words of a structure, or too few verbs, are single tokens in both numbers, or n exceeds
-    the prompts there are.
-    """
+    """n distinct prompts over all structures; a UserError for too few single-token words or prompts."""
     structures = [_known(tokenizer, structure) for structure in STRUCTURES]
     verbs = _single_token_pairs(tokenizer, VERBS)
     require(len(verbs), len(VERBS), "sva", "verbs (in both numbers)", LEAST_VERBS)
