@@ -47,11 +47,7 @@ class ComponentsInputs:
 
 
 def prepare(config: ComponentsConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape) -> ComponentsInputs:
-    """Draw the random blocks and build the prompts.
-
-    Raises:
-        UserError: if blocks or prompts do not fit the model's context, or this tokenizer cannot make them.
-    """
+    """Draw the blocks and build the prompts; a UserError if they do not fit the model, or the tokenizer cannot."""
     require_context(config.seq_len, shape.n_positions)
     tokens = ordinary_tokens(tokenizer, shape.d_vocab)
     draw_blocks = repeated_blocks if config.head_scores == "standard" else study_blocks
@@ -75,9 +71,7 @@ def measure(
     tables = []
     for name, means in mean_scores(samples).items():
         table = heads.assign(value=means.flatten().tolist(), se=standard_errors(samples[name]).flatten().tolist())
-        table["chance"] = chance[name]
-        table.insert(0, "score", name)
-        tables.append(table)
+        tables.append(table.assign(score=name, chance=chance[name])[["score", *heads, "value", "se", "chance"]])
     return {"components": Result(pd.concat(tables, ignore_index=True))}
 
 
@@ -94,27 +88,18 @@ def repeated_blocks(
     """Random blocks, each repeated once: position i and position i + period hold the same token.
 
     All tokens of a block are different, so a token occurs at these two places and nowhere else. The first k of n blocks
-    are the k blocks of the same seed.
-
-    Raises:
-        UserError: if there are fewer than `period` tokens.
+    are the k blocks of the same seed. A UserError if there are fewer than `period` tokens.
     """
     require_tokens(tokens.tolist(), period, "standard")
     generator = torch.Generator().manual_seed(seed)
-    blocks = torch.stack(
-        [tokens[torch.randperm(len(tokens), generator=generator)[:period]] for _ in range(n_sequences)]
-    )
-    return blocks.repeat(1, 2)
+    drawn = [torch.randperm(len(tokens), generator=generator)[:period] for _ in range(n_sequences)]
+    return tokens[torch.stack(drawn)].repeat(1, 2)
 
 
 def study_blocks(
     tokens: Int[Tensor, " token"], n_sequences: int, period: int, seed: int
 ) -> Int[Tensor, "sequence position"]:
-    """The same as the study draws them: with replacement, from those of the tokens that are in `STUDY_IDS`.
-
-    Raises:
-        UserError: if none is.
-    """
+    """The same as the study draws them: with replacement, from those in `STUDY_IDS`; a UserError if none is."""
     among = tokens[(tokens >= STUDY_IDS.start) & (tokens < STUDY_IDS.stop)]
     require_tokens(among.tolist(), period, "study")
     generator = torch.Generator().manual_seed(seed)
@@ -124,15 +109,11 @@ def study_blocks(
 def diagonals(width: int, definition: Definition = "standard") -> dict[str, tuple[int, int]]:
     """Attention score -> (how many positions back it looks, the first query that counts).
 
-    Args:
-        width: tokens of a block and its repetition.
+    `width` counts the tokens of a block and its repetition.
     """
     period = width // 2
-    return {
-        "induction": (period - 1, period if definition == "standard" else period - 1),
-        "previous_token": (1, 1),
-        "duplicate_token": (period, period),
-    }
+    first = period if definition == "standard" else period - 1
+    return {"induction": (period - 1, first), "previous_token": (1, 1), "duplicate_token": (period, period)}
 
 
 def chance_levels(width: int, d_vocab: int, definition: Definition = "standard") -> dict[str, float]:
@@ -156,7 +137,6 @@ def attention_samples(
     Args:
         tokens: blocks repeated once (see `repeated_blocks`), 2 * period tokens each.
         batch_size: sequences that run at once. Only one layer's attention of one batch is held at a time.
-        definition: whether the induction score counts queries of the second block (`standard`) or all (`study`).
 
     Returns:
         Attention probabilities in [0, 1], averaged over queries:

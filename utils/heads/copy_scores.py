@@ -34,9 +34,7 @@ _CANDIDATES = 512
 _LOGITS_AT_ONCE = 2**25
 
 
-def mean_scores(
-    samples: Mapping[str, Float[Tensor, "layer head sample"]],
-) -> dict[str, Float[Tensor, "layer head"]]:
+def mean_scores(samples: Mapping[str, Float[Tensor, "layer head sample"]]) -> dict[str, Float[Tensor, "layer head"]]:
     """The mean of each score over its samples, taken in their precision and stored in float32."""
     return {name: of_score.mean(dim=2).float() for name, of_score in samples.items()}
 
@@ -50,19 +48,18 @@ def copy_samples(
     batch_size: int,
     definition: Definition = "standard",
 ) -> dict[str, Float[Tensor, "layer head prompt"]]:
-    """How often each head's OV circuit raises, or lowers, the very token it reads (Wang et al. 2022, section 3.1).
+    """How often each head's OV circuit raises, or lowers, the very token it reads (see above).
 
     Args:
         tokens: token ids, padded on the right.
         positions: where the tokens to copy are (in IOI prompts: IO, S1 and S2).
-        batch_size: prompts that run through layer 0 at once.
-        definition: whether the norms divide by their scale, and values have a bias (`standard`), or not (`study`).
 
     Returns:
         `copy`, `negative_copy`: percentages of each prompt's positions, in [0, 100], float64. A token that ties with
         others counts as below them, so a head that writes nothing scores 0.
     """
-    precise, tokens, positions = torch.promote_types(weights.dtype, torch.float32), tokens.cpu(), positions.cpu()
+    precise = torch.promote_types(weights.dtype, torch.float32)
+    tokens, lengths, positions = tokens.cpu(), lengths.cpu(), positions.cpu()
     own = tokens.gather(1, positions).flatten()
 
     def seen(norm: Norm, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
@@ -70,7 +67,18 @@ def copy_samples(
         return centred(norm, x) if definition == "study" else normalise(norm, x)[0]
 
     with checked_at_the_end():
-        residual = _after_layer_0(weights, tokens, lengths.cpu(), positions, batch_size).to(precise)
+        # The residual stream after layer 0 at the given positions, [prompt and name, d_model].
+        bottom = replace(weights, n_layers=1, layers=weights.layers[:1])
+        on_cpu = []
+        for size, of_batch, places in zip(*(x.split(batch_size) for x in (lengths, tokens, positions)), strict=True):
+            starts = size.cumsum(0) - size  # where each prompt begins among the packed tokens
+            on_cpu.append((PackedTokens.whole(size).made_for(bottom), of_batch, (starts[:, None] + places).flatten()))
+        residual = torch.cat(
+            [
+                forward(bottom, layout, embed(weights, layout, layout.pack(of_batch)))[places]
+                for layout, of_batch, places in to_device(on_cpu, weights.device)
+            ]
+        ).to(precise)
         # The attention norm before V sees the same whatever the layer; its gain and bias are folded into W_V.
         norm = weights.layers[0].attn_norm
         read = residual if norm is None else seen(norm, residual)
@@ -84,29 +92,6 @@ def copy_samples(
         copied = to_cpu(torch.cat(found))
     by_prompt = 100 * copied.unflatten(3, positions.shape).double().mean(dim=4)
     return {"copy": by_prompt[:, 0], "negative_copy": by_prompt[:, 1]}
-
-
-def _after_layer_0(
-    weights: ModelWeights,
-    tokens: Int[Tensor, "prompt position"],
-    lengths: Int[Tensor, " prompt"],
-    positions: Int[Tensor, "prompt name"],
-    batch_size: int,
-) -> Float[Tensor, "prompt_x_name d_model"]:
-    """The residual stream after layer 0 at the given positions."""
-    bottom = replace(weights, n_layers=1, layers=weights.layers[:1])
-    on_cpu = []
-    for index in torch.arange(len(tokens)).split(batch_size):
-        size = lengths[index]
-        starts = size.cumsum(0) - size  # where each prompt begins among the packed tokens
-        places = (starts[:, None] + positions[index]).flatten()
-        on_cpu.append((PackedTokens.whole(size).made_for(bottom), tokens[index], places))
-    return torch.cat(
-        [
-            forward(bottom, layout, embed(weights, layout, layout.pack(of_batch)))[places]
-            for layout, of_batch, places in to_device(on_cpu, weights.device)
-        ]
-    )
 
 
 def _written(
@@ -124,13 +109,10 @@ class _Ranking:
 
     If `TOP_K` of a few hundred candidates beat a token, it is out, whatever the other logits are. Only what is left,
     few heads and names in practice, is ranked against the whole vocabulary. The answer is exact.
-
-    Args:
-        own: each row's own token, on the CPU. They join the candidates, since they are likely to have high logits.
-        seen: what the final norm makes of what is written.
     """
 
     def __init__(self, weights: ModelWeights, own: Int[Tensor, " row"], seen: Callable[[Norm, Tensor], Tensor]) -> None:
+        """Each row's own token, on the CPU, joins the candidates: it is likely to have a high logit."""
         unembedding = Unembedding(weights)
         self.norm, self.gain, self.seen = weights.final_norm, unembedding.gain, seen
         # The gain joins what is read, not the unembedding: that one is left as it is, without a copy.

@@ -1,12 +1,10 @@
 """Running text as sequences of equal length: from a file, a data set on the hub, Python's own documentation, or the toy
 family's sentences.
 
-The documents of a text file are its blocks between blank lines. Those of a data set are its rows, as are those of a
-`.jsonl`, `.json`, `.parquet` or `.csv` file; rows without text are skipped. Files may be compressed. The documents of
-Python's documentation (`pydoc_data.topics`, which comes with Python) are its topics. They are taken in a
-seeded order, tokenised, joined by the end-of-text token and cut into sequences, so a sequence may begin and end inside
-a document. More sequences are cut than needed, and the ones to use are drawn from them, so that a few long documents do
-not fill them all.
+Documents are the blocks of a text file between blank lines, the rows of a data set or file that have text, or Python's
+topics. They are taken in a seeded order, tokenised, joined by the end-of-text token and cut into sequences, so a
+sequence may begin and end inside a document. More sequences are cut than needed, and the ones to use are drawn from
+them, so that a few long documents do not fill them all.
 
 By the study's rule (Tigges et al. 2024, arXiv 2407.10827) a sequence is the beginning of a document, and only documents
 with more tokens than a window count, so no document ends inside a sequence. The toy family's sentences are much
@@ -21,7 +19,6 @@ import functools
 import gzip
 import hashlib
 import importlib
-import itertools
 import json
 import logging
 import lzma
@@ -65,24 +62,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Corpus:
-    """Where text comes from.
+    """Where text comes from."""
 
-    Attributes:
-        name: a file, a data set on the hub (or a folder that `datasets` can read), `python_docs` or `toy`.
-        split: which split of a data set, in the notation of `datasets`: `train`, `train[:1000]`.
-        field: which column of a data set or of a file with rows holds the text.
-    """
-
-    name: str
+    name: str  # a file, a data set on the hub (or a folder that `datasets` can read), `python_docs` or `toy`
     split: str = "train"
     field: str = FIELD
 
     def documents(self, seed: int) -> Iterator[str]:
-        """The documents in seeded order. Those of `toy` never end.
-
-        Raises:
-            UserError: if there is no such text.
-        """
+        """The documents in seeded order; a UserError if there is no such text. Those of `toy` never end."""
         rng = random.Random(f"documents {seed}")
         if self.name == TOY:
             while True:
@@ -117,19 +104,12 @@ def draw_sequences(
     prepend_bos: StartToken = False,
     way_out: str = "(n_sequences + n_mean_sequences); name a longer text, or lower one of these or seq_len",
 ) -> list[list[int]]:
-    """Distinct sequences of running text.
+    """Distinct sequences of running text; with `prepend_bos` the tokenizer's start token begins each, and counts.
 
-    Args:
-        seed: of the order of documents and of the draw.
-        prepend_bos: begin each with the tokenizer's start token, which counts towards `seq_len`.
-        way_out: from a text that is too short.
-
-    Raises:
-        UserError: if there is no such text, it is too short, or there is no start token.
+    A UserError if there is no such text, it is too short (then with the `way_out`), or there is no start token.
     """
-    start = _start(tokenizer, prepend_bos)
+    start, end = _start(tokenizer, prepend_bos), _end_of_text(tokenizer)
     width = seq_len - len(start)
-    end = _end_of_text(tokenizer)
     stream: list[int] = []
     for document in corpus.documents(seed):
         stream += _ids(tokenizer, document) + end
@@ -153,42 +133,29 @@ def draw_beginnings(
     prepend_bos: StartToken = False,
     window: int | None = None,
 ) -> list[list[int]]:
-    """The beginnings of the first long documents (the study's rule); the other arguments are those of `draw_sequences`.
+    """The beginnings of the first documents of more tokens than the window (the study's rule), with the start token.
 
-    Args:
-        window: a document must have more tokens than this, including the start token. At least `seq_len`, which is also
-            the default.
-
-    Raises:
-        UserError: if there is no such text, too few of its documents are long enough, the window is shorter than a
-            sequence, or there is no start token.
+    A UserError as of `draw_sequences`, and if the window, `seq_len` by default, is shorter than a sequence.
     """
     window = seq_len if window is None else window
     if window < seq_len:
         raise UserError(f"corpus_window: {window} tokens are fewer than seq_len={seq_len}; raise it or leave it out")
-    start = _start(tokenizer, prepend_bos)
-    documents = _long_documents(corpus, tokenizer, window - len(start), seed)
-    rows = [(start + document)[:seq_len] for document in itertools.islice(documents, n)]
+    start, joined, rows = _start(tokenizer, prepend_bos), list[int](), list[list[int]]()
+    for document in corpus.documents(seed):
+        joined += _ids(tokenizer, document)
+        long = len(start) + len(joined) > window
+        if long:
+            rows.append((start + joined)[:seq_len])
+        if len(rows) == n:
+            break
+        # Only sentences of the toy family are joined to one document.
+        joined = joined + _end_of_text(tokenizer) if corpus.name == TOY and not long else []
     if len(rows) < n:
         raise UserError(
             f"corpus: {corpus.name} has {len(rows)} documents of more than {window} tokens, but {n} are needed (the "
             "larger of n_sequences and n_mean_sequences); name a longer text, or lower these or corpus_window"
         )
     return rows
-
-
-def _long_documents(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, window: int, seed: int) -> Iterator[list[int]]:
-    """Documents of more than `window` tokens, as ids, in seeded order."""
-    joined: list[int] = []
-    for document in corpus.documents(seed):
-        joined += _ids(tokenizer, document)
-        if len(joined) > window:
-            yield joined
-            joined = []
-        elif corpus.name == TOY:
-            joined += _end_of_text(tokenizer)
-        else:
-            joined = []
 
 
 def _start(tokenizer: PreTrainedTokenizerBase, prepend_bos: StartToken) -> list[int]:
@@ -204,8 +171,7 @@ def _end_of_text(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, document: str) -> list[int]:
-    ids: list[int] = tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"]
-    return ids
+    return list(tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def tokens_sha256(tokens: Int[Tensor, "sequence position"]) -> str:
@@ -264,11 +230,6 @@ def _data_set(name: str, split: str, field: str) -> Any:
 
 
 def _toy_document(rng: random.Random) -> str:
-    kinds = (
-        toy_text.ioi_question,
-        toy_text.greater_than_question,
-        toy_text.gendered_pronoun_question,
-        toy_text.sva_question,
-        toy_text.succession_question,
-    )
+    kinds = [toy_text.ioi_question, toy_text.greater_than_question, toy_text.gendered_pronoun_question]
+    kinds += [toy_text.sva_question, toy_text.succession_question]
     return rng.choice(kinds)(rng, False).document(rng)

@@ -30,19 +30,13 @@ from .needs import listed_words, text
 class CspaInputs:
     """The text that scores are measured on."""
 
-    scored: Int[Tensor, "sequence position"]  # the sequences to score heads on
-    # The sequences to average heads' outputs over; under `study` they include the scored ones.
-    others: Int[Tensor, "sequence position"]
+    scored: Int[Tensor, "sequence position"]
+    others: Int[Tensor, "sequence position"]  # to average heads' outputs over; under `study` with the scored ones
     function_tokens: Int[Tensor, " token"]
 
 
 def prepare(config: CspaConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape) -> CspaInputs:
-    """Draw the text.
-
-    Raises:
-        UserError: if there is too little text, sequences are longer than the model's context, or the model has no
-            layer `start_layer`.
-    """
+    """Draw the text; a UserError if there is too little, or it or `start_layer` does not fit the model."""
     tokens = torch.tensor(text(config, tokenizer, shape.n_layers, shape.n_positions))
     if config.head_scores == "study":
         scored, others = tokens[: config.n_sequences], tokens[: config.n_mean_sequences]

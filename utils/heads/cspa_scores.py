@@ -83,7 +83,6 @@ def cspa_scores(
 
     Args:
         means: `mean_outputs` of other text, of at least as many positions, from the same `start_layer` up.
-        function_tokens: tokens that the qk intervention never keeps.
 
     Returns:
         One row a head: `layer, head, score`; `kl_cspa, kl_ablated`, nats, means over all `n_positions`; `loss`,
@@ -263,13 +262,12 @@ class _HeadChanges:
             table["score"] = 1 - kl_cspa / kl_ablated
         table["score_se"] = quotient_errors(*by_sequence[1].unbind(dim=1)[::-1]).numpy()
         table.loc[reason != "", ["score", "score_se"]] = math.nan
-        table = table.assign(
-            kl_cspa=kl_cspa, kl_cspa_se=kl_errors[1], kl_ablated=kl_ablated, kl_ablated_se=kl_errors[0]
-        )
-        table["loss"] = float(mean_loss)
-        table = table.assign(loss_se=standard_error(by_sequence[2]), loss_cspa=loss_cspa, loss_cspa_se=loss_errors[1])
-        table = table.assign(loss_ablated=loss_ablated, loss_ablated_se=loss_errors[0])
-        table = table.assign(n_positions=self.tokens.numel(), reason=reason)
+        table["kl_cspa"], table["kl_cspa_se"] = kl_cspa, kl_errors[1]
+        table["kl_ablated"], table["kl_ablated_se"] = kl_ablated, kl_errors[0]
+        table["loss"], table["loss_se"] = float(mean_loss), standard_error(by_sequence[2])
+        table["loss_cspa"], table["loss_cspa_se"] = loss_cspa, loss_errors[1]
+        table["loss_ablated"], table["loss_ablated_se"] = loss_ablated, loss_errors[0]
+        table["n_positions"], table["reason"] = self.tokens.numel(), reason
         return table.replace([math.inf, -math.inf], math.nan)
 
 
@@ -283,11 +281,7 @@ def kept_sources(
     """Which sources each position keeps. If different tokens tie for the last of the K places, it keeps all of them.
 
     With fewer than K admissible tokens it keeps these; in the study's code function words and all others come back in.
-
-    Args:
-        predicted: at each query, the logit of each key's token.
-        function_tokens: tokens that qk never keeps.
-        n_kept: K at each position (`Ablation.n_kept`).
+    `predicted` holds the logit of each key's token, `n_kept` K.
     """
     seq_len = tokens.shape[1]
     causal = torch.ones(seq_len, seq_len, dtype=torch.bool, device=tokens.device)

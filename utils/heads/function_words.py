@@ -72,11 +72,7 @@ def function_tokens(tokenizer: PreTrainedTokenizerBase, words: list[str] | None 
 
     `words` take the place of ours: each as it is, and after a space.
     """
-    tokens = set(tokenizer.all_special_ids)
-    texts = sorted(
-        set(spellings() if words is None else [*words, *(f" {word}" for word in words)])
-    )  # one call of the tokenizer for all
-    for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
-        if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
-            tokens.add(ids[0])
-    return torch.tensor(sorted(tokens), dtype=torch.long)
+    texts = set(spellings() if words is None else [*words, *(f" {word}" for word in words)])
+    rows = tokenizer(sorted(texts), add_special_tokens=False)["input_ids"]
+    single = {ids[0] for ids in rows if len(ids) == 1} - {tokenizer.unk_token_id}
+    return torch.tensor(sorted(single | set(tokenizer.all_special_ids)), dtype=torch.long)

@@ -56,16 +56,11 @@ HEAD_PARAMETERS = ("W_qkv", "b_qkv", "W_O")
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """Sequences of tokens.
-
-    Attributes:
-        begins: where attention begins anew.
-        weight: by which the loss of each token but the first counts; 1 in the mean.
-    """
+    """Sequences of tokens."""
 
     tokens: Int[Tensor, "sequence position"]
-    begins: Bool[Tensor, "sequence position"]
-    weight: Float[Tensor, "sequence position-1"]
+    begins: Bool[Tensor, "sequence position"]  # where attention begins anew
+    weight: Float[Tensor, "sequence position-1"]  # by which losses count; 1 in the mean
 
     @classmethod
     def joined(cls, tokens: Int[Tensor, "sequence position"]) -> Text:
@@ -148,21 +143,15 @@ class EngineModel(nn.Module):
 
 def _mapped(record: Any, take: Callable[[str, Tensor], Tensor], prefix: str = "") -> Any:
     """The same record with what `take` makes of each floating-point field, and of those in it, by name."""
-    changes: dict[str, Any] = {}
-    for field in dataclasses.fields(record):
-        name, value = prefix + field.name, getattr(record, field.name)
-        if field.name in NO_PARAMETERS:
-            continue
-        if isinstance(value, Tensor) and value.is_floating_point():
-            changes[field.name] = take(name, value)
-        elif isinstance(value, tuple):
-            changes[field.name] = tuple(
-                _mapped(part, take, f"{name}.{number}.") if dataclasses.is_dataclass(part) else part
-                for number, part in enumerate(value)
-            )
-        elif dataclasses.is_dataclass(value):
-            changes[field.name] = _mapped(value, take, f"{name}.")
-    return dataclasses.replace(record, **changes)
+    if isinstance(record, Tensor) and record.is_floating_point():
+        return take(prefix, record)
+    prefix += "." if prefix else ""
+    if isinstance(record, tuple):
+        return tuple(_mapped(part, take, f"{prefix}{number}") for number, part in enumerate(record))
+    if not dataclasses.is_dataclass(record) or isinstance(record, type):
+        return record
+    names = [field.name for field in dataclasses.fields(record) if field.name not in NO_PARAMETERS]
+    return dataclasses.replace(record, **{name: _mapped(getattr(record, name), take, prefix + name) for name in names})
 
 
 def prepare(config: LearningConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape) -> Text:
@@ -188,7 +177,7 @@ def measure(checkpoint: LoadedCheckpoint, config: LearningConfig, inputs: Text, 
     for at in [None, *(every if "all" in config.heads else named)]:
         masks = None if at is None else model.head_masks(*at)
         trace, initial = sample_losses(model, inputs, config.sampler, masks, config.seed)
-        layer, head = (None, None) if at is None else at
+        layer, head = at or (None, None)
         rows.append({"layer": layer, "head": head, **estimate(trace, initial, config.sampler.n_beta)})
     about = {"devinterp": importlib.metadata.version("devinterp"), "sample": config.sampler.model_dump()}
     table = pd.DataFrame(rows, columns=list(KINDS["learning_coefficients"].columns))
@@ -196,11 +185,7 @@ def measure(checkpoint: LoadedCheckpoint, config: LearningConfig, inputs: Text, 
 
 
 def sample_losses(
-    model: EngineModel,
-    text: Text,
-    keys: SamplerKeys,
-    masks: dict[str, Tensor] | None,
-    seed: int,
+    model: EngineModel, text: Text, keys: SamplerKeys, masks: dict[str, Tensor] | None, seed: int
 ) -> tuple[Float[Tensor, "chain draw"], float]:
     """The mean loss of every draw of every chain after burn-in, NaN once a chain failed; and that at the checkpoint.
 
@@ -243,7 +228,7 @@ def estimate(trace: Float[Tensor, "chain draw"], initial: float, n_beta: float) 
     by_chain = n_beta * (trace.mean(dim=1) - initial)
     # Gelman and Rubin: the spread between chains' means against that within chains. Halves of chains count as chains,
     # or all could drift together.
-    n_chains, n_half = len(trace), trace.shape[1] // 2
+    n_half = trace.shape[1] // 2
     halves = torch.cat((trace[:, -2 * n_half : -n_half], trace[:, -n_half:]))
     within, between = halves.var(dim=1).mean(), halves.mean(dim=1).var()
     r_hat = float(torch.sqrt((n_half - 1) / n_half + between / within))
@@ -251,7 +236,7 @@ def estimate(trace: Float[Tensor, "chain draw"], initial: float, n_beta: float) 
     if not math.isfinite(llc):
         failed = int((~trace.isfinite()).any(dim=1).sum())
         llc, error, r_hat = (math.nan,) * 3
-        reason = f"{failed} of {n_chains} chains diverged; lower sampler.lr"
+        reason = f"{failed} of {len(trace)} chains diverged; lower sampler.lr"
     elif llc < 0:
         reason = "negative: the checkpoint is no minimum, or sampler.lr is too high"
     elif r_hat > HIGHEST_R_HAT:

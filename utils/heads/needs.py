@@ -56,9 +56,8 @@ def listed_words(path: str | None) -> list[str] | None:
     try:
         words = [word for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if (word := line.strip())]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"function_words: {path}: cannot be read ({error}); name a text file, one word a line"
-        ) from None
+        why = f"cannot be read ({error}); name a text file, one word a line"
+        raise UserError(f"function_words: {path}: {why}") from None
     if not words:
         raise UserError(f"function_words: {path}: holds no words; write one a line")
     return words
@@ -123,11 +122,7 @@ def require_sizes(config: CspaConfig, n_layers: int, n_positions: int) -> None:
 
 
 def text(config: CspaConfig, tokenizer: PreTrainedTokenizerBase, n_layers: int, n_positions: int) -> list[list[int]]:
-    """The sequences to score heads on and to average over, as tokens.
-
-    Raises:
-        UserError: if there is too little text, or it does not fit the model.
-    """
+    """The sequences to score heads on and to average over; a UserError if there are too few, or they do not fit."""
     require_sizes(config, n_layers, n_positions)
     corpus = Corpus(config.corpus, config.corpus_split, config.corpus_field)
     sizes = config.seq_len, config.seed, config.prepend_bos

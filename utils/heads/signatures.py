@@ -2,18 +2,9 @@
 
 Two models name their heads by chance. To find the same head in both (`utils/comparison/matching.py`), each head needs a
 description without its number, and without directions of the residual stream, which differ between seeds by a rotation.
-For a task it is
-
-    attention_<role>     mean attention to the `first` token, to the `previous` one, to the token itself (`self`), to
-                         earlier copies of it (`same`), and to what followed them (`induction`), over the queries that
-                         have such a key; from the `end` to each named position (`attention_end_io`)
-    effect               direct effect on the task's metric: the score of its edge to the logits
-    sensitivity_<role>   what heads that mostly attend to a role add to the metric through it: the sum of the scores of
-                         their edges to its inputs
-    copy, negative_copy, succession, copy_suppression, induction, ...   the scores of the other scripts
-
-Attention takes one forward pass over the prompts. The rest is read from the results, where it was measured on the same
-weights. All comes in folds of prompts, so that half of them can be held out.
+Its numbers are listed in `docs/heads.md#signatures`. Attention takes one forward pass over the prompts. The rest is
+read from the results, where it was measured on the same weights. All comes in folds of prompts, so that half of them
+can be held out.
 """
 
 from __future__ import annotations
@@ -79,23 +70,19 @@ def measure(
     }
     # A role that only some folds have (a token that comes twice) is no part of the signature.
     folds = {name: of_folds for name, of_folds in folds.items() if not of_folds.isnan().any()}
-    sizes = fold_of.bincount()
     read = {kind: _readable(kind, checkpoint, config, task) for kind in _READ}
     if (graphs := read["graphs"]) is not None:
         folds |= _effects(graphs, checkpoint, config, by_prompt)
     scores = _scores(read, checkpoint)
-    shape = (weights.n_layers, weights.n_heads)
-    rows = []
+    columns = {}
     for name, of_folds in folds.items():
-        shares = (sizes / sizes.sum())[:, None, None]
+        shares = (fold_of.bincount() / len(fold_of))[:, None, None]
         mean = (shares * of_folds).sum(0)
-        error = ((shares * (of_folds - mean).square()).sum(0) / (config.n_folds - 1)).sqrt()
-        rows.append((name, mean, error))
-    rows += [(name, value, error) for name, (value, error) in scores.items()]
-    places = pd.MultiIndex.from_product([range(size) for size in shape], names=["layer", "head"])
+        columns[name] = mean, ((shares * (of_folds - mean).square()).sum(0) / (config.n_folds - 1)).sqrt()
+    places = pd.MultiIndex.from_product([range(weights.n_layers), range(weights.n_heads)], names=["layer", "head"])
     tables = [
         pd.DataFrame({"score": name, "value": value.flatten().tolist(), "se": error.flatten().tolist()}, places)
-        for name, value, error in rows
+        for name, (value, error) in (columns | scores).items()
     ]
     width = -(-len(patterns) // config.n_folds)  # patterns of a fold
     of_folds = torch.zeros(config.n_folds, width, *patterns.shape[1:])
@@ -119,8 +106,7 @@ def attention_roles(
 ) -> tuple[dict[str, Float[Tensor, "layer head prompt"]], Float[Tensor, "pattern layer head entry"]]:
     """Mean attention of each prompt by role; nan where a prompt has no query with such a key.
 
-    Returns:
-        By role; and the patterns of the first prompts, below the diagonal, 0 beyond a prompt's tokens.
+    And the patterns of the first prompts, below the diagonal, 0 beyond a prompt's tokens.
     """
     names = [*ROLES, *(f"end_{name}" for name in prompts.positions if name != "end")]
     width = int(prompts.lengths[:n_patterns].max()) if n_patterns else 0
@@ -205,10 +191,8 @@ def _effects(
 ) -> dict[str, Float[Tensor, "fold layer head"]]:
     """Direct effect of each head, and its sensitivity to heads of each role, by fold of the circuit's prompts.
 
-    A head's role is the one to which it attends most, beside what all heads together attend to it.
-
-    Raises:
-        UserError: if the circuit has other folds than this run asks for.
+    A head's role is the one to which it attends most, beside what all heads together attend to it. A UserError if the
+    circuit has other folds than this run asks for.
     """
     graph = Graph.of(checkpoint.weights)
     kept = KeptFolds.from_tensors(graphs.read_circuit(checkpoint.step)[1], graph)

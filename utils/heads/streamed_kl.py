@@ -60,16 +60,10 @@ class Kept:
 
     def sum_of(self, rows: Float[Tensor, "vector column"], first: int, last: int) -> Float[Tensor, "token column"]:
         """The weighted sums of `rows` at tokens first to last - 1."""
-        starts = self.starts[first : last + 1]
+        starts = self.starts[first : last + 1] - self.starts[first]
         entries = slice(self.starts_on_cpu[first], self.starts_on_cpu[last])
-        return F.embedding_bag(
-            self.vector[entries],
-            rows,
-            starts - starts[0],
-            mode="sum",
-            per_sample_weights=self.weight[entries],
-            include_last_offset=True,
-        )
+        vector, weight = self.vector[entries], self.weight[entries]
+        return F.embedding_bag(vector, rows, starts, mode="sum", per_sample_weights=weight, include_last_offset=True)
 
 
 @dataclass(frozen=True)
@@ -89,8 +83,7 @@ class Divergences:
     """Per head and token; a head's two interventions are ablation (0) and the other one (1)."""
 
     kl: Float[Tensor, "head 2 token"]
-    # Cross-entropy with the next token, nats; meaningless where the target is below 0.
-    loss: Float[Tensor, "head 2 token"]
+    loss: Float[Tensor, "head 2 token"]  # cross-entropy with the next token; meaningless where the target is below 0
     original_loss: Float[Tensor, " token"]  # the same without any change
     largest_logit: Float[Tensor, ""]  # largest magnitude of a centred logit, which says how fine logits are rounded
 
@@ -107,22 +100,19 @@ def kl_of_changes(
 ) -> Divergences:
     """KL divergence and loss of every head's two changes.
 
+    A change so large that its exponential overflows gives inf or nan.
+
     Args:
         final: final residual stream, normalised without gain and bias.
         targets: next token of each token, or -1.
-        changes: the heads' changes, layer by layer.
         vectors: what `Kept` refers to.
         block: tokens and vocabulary entries worked on at once; chosen for the device where None.
-
-    Returns:
-        Heads of all layers, in order. A change so large that its exponential overflows gives inf or nan.
     """
     n_tokens, device = len(final), final.device
     most_rows, columns = block or (CPU_BLOCK if device.type == "cpu" else GPU_BLOCK)
     rows = math.ceil(n_tokens / math.ceil(n_tokens / most_rows))  # blocks of about equal size
-    heads = [
-        head for output, layer in zip(outputs, changes, strict=True) for head in zip(output, layer, strict=True)
-    ]  # each W_O [d_head, d_model] and its change
+    # Each W_O [d_head, d_model] and its change.
+    heads = [head for layer in zip(outputs, changes, strict=True) for head in zip(*layer, strict=True)]
     precise = final.dtype if device.type in WITHOUT_FLOAT64 else torch.float64
     sums = final.new_zeros(len(heads), 2, n_tokens, dtype=precise)
     softmax = _Softmax(final)
@@ -169,8 +159,7 @@ def kl_of_changes(
     mean_direction = softmax.mean_direction / softmax.total
     kl, loss = torch.log1p(sums), torch.empty_like(sums)
     for number, (W_O, head) in enumerate(heads):
-        ablated = head.ablated @ W_O
-        more = head.other
+        ablated, more = head.ablated @ W_O, head.other
         other = ablated + more.sum_of(vectors, 0, n_tokens) if isinstance(more, Kept) else more @ W_O
         for index, change in enumerate((ablated, other)):
             loss[number, index] = original - (change * wanted).sum(-1) + kl[number, index]

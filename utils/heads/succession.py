@@ -46,11 +46,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
-from circuits_over_time.edge_attribution_patching.model.forward import (
-    Unembedding,
-    embed_tokens,
-    mlp,
-)
+from circuits_over_time.edge_attribution_patching.model.forward import Unembedding, embed_tokens, mlp
 from circuits_over_time.edge_attribution_patching.model.transfer import largest_of, require_finite, to_device
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 
@@ -64,11 +60,7 @@ from .successor_words import CLASSES, Pairs, some_pairs
 
 
 def prepare(config: SuccessorConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape) -> dict[str, list[Pairs]]:
-    """The pairs of words and successors.
-
-    Raises:
-        UserError: if the tokenizer splits all words, or the model does not embed one.
-    """
+    """The pairs of words and successors; a UserError if the tokenizer splits all, or the model does not embed one."""
     pairs = some_pairs(tokenizer, config)
     used = torch.tensor([[token] for lists in pairs.values() for listed in lists for pair in listed for token in pair])
     require_embedded(used, shape.d_vocab, "succession", tokenizer.batch_decode(used))
@@ -78,11 +70,7 @@ def prepare(config: SuccessorConfig, tokenizer: PreTrainedTokenizerBase, shape: 
 def measure(
     checkpoint: LoadedCheckpoint, config: SuccessorConfig, inputs: dict[str, list[Pairs]], task: Task | None
 ) -> dict[str, Result]:
-    """The scores of every head, one row each.
-
-    Raises:
-        UserError: under `study`, if a norm hides the stored value projection.
-    """
+    """The scores of every head, one row each; under `study` a UserError if a norm hides the stored value projection."""
     weights = checkpoint.weights
     try:
         result = succession(weights, inputs, config.head_scores)
@@ -106,12 +94,8 @@ def measure(
 
 def chance_level(pairs: dict[str, list[Pairs]]) -> float:
     """The share of pairs that a head gets right which ranks the successors of a list at random."""
-    of_pair = [
-        1 / len({successor for _, successor in of_list})
-        for lists in pairs.values()
-        for of_list in lists
-        for _ in of_list
-    ]
+    lists = [of_list for of_class in pairs.values() for of_list in of_class]
+    of_pair = [1 / len({successor for _, successor in of_list}) for of_list in lists for _ in of_list]
     return sum(of_pair) / len(of_pair)
 
 
@@ -119,8 +103,7 @@ def chance_level(pairs: dict[str, list[Pairs]]) -> float:
 class Succession:
     """Which pairs every head gets right."""
 
-    # Class -> whether the successor wins, one column per pair, list after list.
-    right: dict[str, Bool[Tensor, "layer head pair"]]
+    right: dict[str, Bool[Tensor, "layer head pair"]]  # by class, list after list
 
     def pairs(self, name: str) -> int:
         """Number of a class's pairs."""
@@ -147,15 +130,9 @@ class Succession:
 
 @torch.inference_mode()
 def succession(weights: ModelWeights, pairs: dict[str, list[Pairs]], definition: Definition = "standard") -> Succession:
-    """Run every head's OV circuit on the first MLP's output and see which successors win (module docstring).
+    """Run every head's OV circuit on the first MLP's output and see which successors win (see above).
 
-    Args:
-        definition: `standard` has the norms' gains and centring, and ties are wrong; `study` has no norms, and ties are
-            right.
-
-    Raises:
-        ValueError: if no class has pairs.
-        ZeroDivisionError: under `study`, if a norm hides what the checkpoint stores (`LayerWeights.stored_W_V`).
+    A ValueError if no class has pairs; under `study` a ZeroDivisionError if a norm hides what the checkpoint stores.
     """
     # Each list as [source or successor, pair]; what any list needs is worked out once for all, on the CPU.
     lists = [torch.tensor(of_list).T.contiguous() for of_class in pairs.values() for of_list in of_class]
@@ -168,8 +145,8 @@ def succession(weights: ModelWeights, pairs: dict[str, list[Pairs]], definition:
         candidates, own = successor.unique(return_inverse=True)
         places.append((torch.searchsorted(sources, source), torch.searchsorted(successors, candidates), own))
     sources, successors, places = to_device((sources, successors, places), weights.device)
-    bottom = weights.layers[0]
-    if definition == "study":
+    bottom, study = weights.layers[0], definition == "study"
+    if study:
         bottom, read = replace(bottom, mlp_norm=None, mlp_post_norm=None), weights.unembed[successors]
     else:
         read = Unembedding(weights).rows(successors)
@@ -177,17 +154,11 @@ def succession(weights: ModelWeights, pairs: dict[str, list[Pairs]], definition:
     require_finite({"layer 0": largest_of(x)}, weights.dtype)
     layers = []
     for layer in weights.layers:
-        if definition == "study":
-            W_V, W_O = layer.stored_W_V(), layer.W_O
-        else:
-            W_V, W_O = layer.W_V, layer.W_O_scaled
+        W_V, W_O = (layer.stored_W_V(), layer.W_O) if study else (layer.W_V, layer.W_O_scaled)
         values = layer.per_head(x.to(layer.device) @ W_V.to(read.dtype).transpose(1, 2))  # [head, source, d_head]
         reads = W_O.to(read.dtype) @ read.to(layer.device).T  # [head, d_head, successor]
         values, reads = to_device((values, reads), weights.device)
-        wins = [
-            _wins(values[:, source] @ reads[..., candidates], own, ties=definition == "study")
-            for source, candidates, own in places
-        ]
+        wins = [_wins(values[:, source] @ reads[..., some], own, ties=study) for source, some, own in places]
         layers.append(torch.cat(wins, dim=-1))
     sizes = [sum(map(len, of_class)) for of_class in pairs.values()]
     right = torch.stack(layers).cpu().split(sizes, dim=-1)
