@@ -28,8 +28,8 @@ from tests.support import ioi_transformer
 from tests.support.paths import CONFIGS, TOY_IOI, TOY_IOI_STEP, TOY_STEPS
 from tests.support.synthetic_results import write
 
-QUICK = ("circuit.eap.ig_steps=4", "circuit.n_prompts=60")
-"""On trained models: fewer prompts and steps for the circuit than the config has."""
+QUICK = ("circuit.eap.ig_steps=3", "circuit.n_prompts=40", "backup=false")
+"""On trained models: fewer prompts and steps for the circuit than the config has, and nothing that is not asked for."""
 
 
 @pytest.fixture(scope="module")

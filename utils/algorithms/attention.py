@@ -36,17 +36,12 @@ def name_attention(
         on_cpu.append((PackedTokens.whole(lengths[index]).made_for(weights), tokens[index], rows))
     found = list[Tensor]()
     with torch.no_grad(), checked_at_the_end():
-        for layout, of_batch, (prompt, query, name) in to_device(on_cpu, weights.device):
+        for layout, of_batch, rows in to_device(on_cpu, weights.device):
             layers: list[Tensor] = []
 
-            def add(
-                layer: LayerActivations,
-                layers: list[Tensor] = layers,
-                prompt: Tensor = prompt,
-                query: Tensor = query,
-                name: Tensor = name,
-            ) -> None:
+            def add(layer: LayerActivations, layers: list[Tensor] = layers, rows: tuple[Tensor, ...] = rows) -> None:
                 # Gathered layer by layer, so that no pattern outlives its layer.
+                prompt, query, name = rows
                 from_queries = layer.pattern.transpose(1, 2)[prompt, query]  # [prompt, query, head, key]
                 layers.append(from_queries.gather(3, name.expand(*from_queries.shape[:3], -1)).float())
 
@@ -57,20 +52,12 @@ def name_attention(
 
 
 class AttentionWatch(Movable):
-    """The attention of some heads from the answer's token, under every mask of a patched forward of `at_answers` runs.
-
-    Args:
-        positions: where the tokens attended to are, on the model's device.
-        n_masks: how many masks the patched forward has.
-
-    Attributes:
-        seen: what each layer of each batch attended to.
-    """
+    """The attention of some heads from the answer's token, under every mask of a patched forward `at_answers`."""
 
     def __init__(self, heads: Sequence[Head], positions: Int[Tensor, "prompt name"], n_masks: int) -> None:
         self._columns = {head: column for column, head in enumerate(heads)}
-        self._positions, self._shape = positions, (n_masks, len(heads), *positions.shape)
-        self.seen: list[tuple[Any, ...]] = []
+        self._positions, self._shape = positions, (n_masks, len(heads), *positions.shape)  # on the model's device
+        self.seen: list[tuple[Any, ...]] = []  # what each layer of each batch attended to
 
     def observe(self, batch: PairBatch, attended: HeadAttention) -> None:
         """Take over what a layer attends to."""

@@ -1,10 +1,8 @@
 """Backup behaviour: what brings back the logit difference when the name movers are ablated.
 
-Wang et al. 2022 (arXiv 2211.00593, section 3.4) found that other heads take over when name movers are knocked out.
-McGrath et al. 2023 (arXiv 2307.15771, "The Hydra effect") measured such compensation by direct effects. Here all name
-movers together have to write something else at the last token: their mean over the clean prompts, or what they write in
-the corrupted prompt. Everything after them is recomputed, and the direct effect of every part of the model is measured
-before and after.
+Wang et al. 2022 (arXiv 2211.00593, section 3.4) found it. McGrath et al. 2023 (arXiv 2307.15771, "The Hydra effect")
+measured it by direct effects. Here all name movers together have to write something else at the last token. Everything
+after them is recomputed, and the direct effect of every part of the model is measured before and after.
 
 A part's direct effect is what it adds to the logit difference itself: what it writes at the last token, along the
 difference of the two answers' unembedding directions, at the scale of the final norm in the clean run. With that scale
@@ -21,7 +19,7 @@ takes a pass for the ablation and one for each of the FROZEN heads, at the last 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,7 +28,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.patching.forward import HeadAttention, evaluate_masks_final
 from circuits_over_time.edge_attribution_patching.patching.paths import Head, recompute_mask
 from circuits_over_time.edge_attribution_patching.patching.plan import ActivationOverrides
@@ -44,6 +41,7 @@ from .shares import Scale
 from .tables import typed_table
 
 Ablation = Literal["mean", "corrupted"]
+OfPrompts = Float[Tensor, " prompt"]
 FROZEN = 2
 """How many heads are frozen, one at a time."""
 
@@ -62,7 +60,7 @@ class DirectEffects:
 
 def direct_effects(runs: PairedRuns, ablated: Sequence[Head], ablation: Ablation) -> DirectEffects:
     """Every part's direct effect, and how it changes when all of some heads are ablated at the last token."""
-    means = _means(runs, ablated) if ablation == "mean" else {}
+    given_at = _given(runs, ablated, ablation)
     graph, layers = runs.graph, runs.weights.layers
     device, dtype = runs.weights.device, torch.promote_types(runs.weights.dtype, torch.float32)
     # Filled on the device, and copied once.
@@ -91,19 +89,15 @@ def direct_effects(runs: PairedRuns, ablated: Sequence[Head], ablation: Ablation
             heads[0, layer][:, index] = direct_of(layer, run.written, slice(None))
             mlps[layer, index] = direct(run.mlp_out.to(device))
         # That is how the ablated heads' own effects change.
-        given = _given(end, ablated, means, graph)
+        given = given_at(end)
         for layer, head in ablated:
             change = given[graph.head(layer, head)][0] - base.layers[layer].written[:, head]
             heads[1, layer, head, index] = direct_of(layer, change[:, None], slice(head, head + 1))[0]
         # After: the patched forward tells how the heads behind them change.
-        final = evaluate_masks_final(
-            runs.weights,
-            end,
-            recompute_mask(graph)[None],
-            overrides=ActivationOverrides(outputs=given),
-            memory_budget_gb=runs.memory_budget_gb,
-            observe=observe,
-        )[0]
+        mask, overrides, budget = recompute_mask(graph)[None], ActivationOverrides(outputs=given), runs.memory_budget_gb
+        [final] = evaluate_masks_final(
+            runs.weights, end, mask, overrides=overrides, memory_budget_gb=budget, observe=observe
+        )
         clean[index], after[index] = runs.logit_difference(torch.stack((base.final, final)), index)
         written[index] = direct(final - base.final)
     parts = (heads.flatten(0, 2), mlps, torch.stack((clean, after, written)))
@@ -121,38 +115,41 @@ def with_each_frozen(
     runs: PairedRuns, ablated: Sequence[Head], ablation: Ablation, frozen: Sequence[Head]
 ) -> Float[Tensor, "frozen prompt"]:
     """The logit difference when heads are ablated and each of some others, in turn, writes as in the clean run."""
-    means = _means(runs, ablated) if ablation == "mean" else {}
+    given_at = _given(runs, ablated, ablation)
     masks = recompute_mask(runs.graph).repeat(len(frozen), 1, 1)
     for mask, head in zip(masks, frozen, strict=True):
         mask[runs.graph.head(*head)] = False  # Whatever it writes else, nothing reads it.
     dtype = torch.promote_types(runs.weights.dtype, torch.float32)
     values = torch.zeros(len(frozen), runs.n_prompts, dtype=dtype, device=runs.weights.device)
     for end in runs.at_answers():
-        given = ActivationOverrides(outputs=_given(end, ablated, means, runs.graph))
+        given = ActivationOverrides(outputs=given_at(end))
         final = evaluate_masks_final(runs.weights, end, masks, overrides=given, memory_budget_gb=runs.memory_budget_gb)
         values[:, end.batch.index] = runs.logit_difference(final, end.batch.index)
     return values.cpu().double()
 
 
 def _given(
-    end: PreparedRuns, ablated: Sequence[Head], means: Mapping[Head, Tensor], graph: Graph
-) -> dict[int, Float[Tensor, "1 prompt d_head"]]:
-    """What ablated heads write instead, by their nodes: their means, or else what they write in the source run."""
-    given = {}
-    for layer, head in ablated:
-        of_source = end.source.layers[layer].written[:, head]
-        given[graph.head(layer, head)] = (means[layer, head].expand_as(of_source) if means else of_source)[None]
+    runs: PairedRuns, ablated: Sequence[Head], ablation: Ablation
+) -> Callable[[PreparedRuns], dict[int, Float[Tensor, "1 prompt d_head"]]]:
+    """What ablated heads write instead in each batch, by their nodes, before W_O_scaled.
+
+    That is the mean of what they write at the answers of the clean prompts, or what they write in the source run.
+    """
+    means: dict[Head, Tensor] = {}
+    for end in runs.at_answers() if ablation == "mean" else ():
+        for layer, head in ablated:
+            total = end.base.layers[layer].written[:, head].sum(dim=0)
+            means[layer, head] = means[layer, head] + total if (layer, head) in means else total
+
+    def given(end: PreparedRuns) -> dict[int, Tensor]:
+        of_source = {head: end.source.layers[head[0]].written[:, head[1]] for head in ablated}
+        instead = {head: means[head] / runs.n_prompts for head in means}
+        return {
+            runs.graph.head(*head): instead.get(head, written).expand_as(written)[None]
+            for head, written in of_source.items()
+        }
+
     return given
-
-
-def _means(runs: PairedRuns, heads: Sequence[Head]) -> dict[Head, Float[Tensor, " d_head"]]:
-    """What each head writes at the answer, before W_O_scaled, as the mean over the clean prompts."""
-    totals: dict[Head, Tensor] = {}
-    for end in runs.at_answers():
-        for head in heads:
-            total = end.base.layers[head[0]].written[:, head[1]].sum(dim=0)
-            totals[head] = totals[head] + total if head in totals else total
-    return {head: total / runs.n_prompts for head, total in totals.items()}
 
 
 def backup_table(
@@ -164,19 +161,14 @@ def backup_table(
 ) -> pd.DataFrame:
     """The table of kind `ioi_backup`, set by set: parts of the model first, then heads.
 
-    Args:
-        roles: of the first level; those that hold `name_mover` are the name movers.
-        backup_of: what to ablate, as the config has it. All heads are listed for the name movers; for other sets those
-            that are frozen.
+    All heads are listed for the name movers, by their `roles` at the first level; for other sets those that are frozen.
     """
-    of_role, tables = {name: holders(roles, name) for name in ROLES[:3]}, []
+    of_role, rows = {name: holders(roles, name) for name in ROLES[:3]}, []
     for name, heads in ablated_sets(backup_of, runs.graph, of_role).items():
-        if heads:
-            rows = _rows_of(runs, name, heads, roles, ablation, scale)
-        else:
-            rows = [{"part": "all", "reason": f"there are no {name.replace('_', ' ')}s to ablate"}]
-        tables += [row | {"ablated": name} for row in rows]
-    return typed_table(tables, IOI_BACKUP)
+        nothing = [{"part": "all", "reason": f"there are no {name.replace('_', ' ')}s to ablate"}]
+        of_set = _rows_of(runs, name, heads, roles, ablation, scale) if heads else nothing
+        rows += [row | {"ablated": name} for row in of_set]
+    return typed_table(rows, IOI_BACKUP)
 
 
 def _rows_of(
@@ -201,7 +193,7 @@ def _rows_of(
     }
     about = {"n_ablated": len(heads), "ablation": ablation}
     rows = [
-        {"part": part, **about, "reason": reason, **_row(scale, effect, change, back if reason is None else None, lost)}
+        {"part": part, **about, "reason": reason, **_row(scale, effect, change, None if reason else back, lost)}
         for part, (effect, change, back) in parts.items()
     ]
     rises = effects.heads[1].mean(dim=-1).masked_fill(ablated, 0)
@@ -226,23 +218,15 @@ def without_backup(reason: str) -> pd.DataFrame:
     return typed_table([{"part": "all", "reason": reason}], IOI_BACKUP)
 
 
-def _row(
-    scale: Scale,
-    effect: Float[Tensor, " prompt"],
-    change: Float[Tensor, " prompt"],
-    back: Float[Tensor, " prompt"] | None,
-    lost: Float[Tensor, " prompt"],
-) -> dict[str, Any]:
+def _row(scale: Scale, effect: OfPrompts, change: OfPrompts, back: OfPrompts | None, lost: OfPrompts) -> dict[str, Any]:
     """Means over prompts, and the share of what is lost that comes back, unless `back` is None."""
     bootstrap = scale.bootstrap
     row = {"direct_effect": float(effect.mean()), "direct_effect_ablated": float((effect + change).mean())}
     row |= {"change": float(change.mean()), "change_se": float(bootstrap.error(bootstrap.means(change)))}
-    if back is None:
-        return row
-    return row | _share(scale, "came_back", back, lost)
+    return row if back is None else row | _share(scale, "came_back", back, lost)
 
 
-def _share(scale: Scale, name: str, back: Float[Tensor, " prompt"], lost: Float[Tensor, " prompt"]) -> dict[str, float]:
+def _share(scale: Scale, name: str, back: OfPrompts, lost: OfPrompts) -> dict[str, float]:
     """What of the loss comes back, in percent, and the ends of its interval."""
     low, high = scale.interval(100 * scale.bootstrap.means(back) / scale.bootstrap.means(lost))
     return {name: 100 * float(back.mean() / lost.mean()), f"{name}_low": low, f"{name}_high": high}

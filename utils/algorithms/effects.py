@@ -39,6 +39,8 @@ from ..tasks import Prompts
 from .attention import AttentionWatch
 
 FinalMetric = Callable[[Float[Tensor, "stack prompt d_model"], Int[Tensor, " prompt"]], Float[Tensor, "stack prompt"]]
+Finals = Callable[[PreparedRuns], Float[Tensor, "row prompt d_model"]]
+"""Makes final residual streams of the runs of a batch."""
 MASK_BYTES = 2**28
 """How much the edge masks of some senders may take."""
 
@@ -78,11 +80,7 @@ class LogitDifference:
     ) -> Float[Tensor, "*stack prompt"]:
         """What a part of the final residual stream adds to the logit difference, at the norm scale of the whole.
 
-        A soft cap of the logits is left out.
-
-        Args:
-            written: the part; parts that add up to `final` add up to its logit difference, less a constant.
-            final: the residual stream that sets the scale.
+        Parts that add up to `final` add up to its logit difference, less a constant. A soft cap is left out.
         """
         _, inverse_scale = normalise(self._norm, final.to(self._rows.dtype))
         direction = self._rows[0, index] - self._rows[1, index]
@@ -95,8 +93,7 @@ class PairedRuns:
     Args:
         prompts: the clean prompts and their answers, best on the CPU.
         others: token ids of the prompts that senders take their output from.
-        memory_budget_gb: how much to keep for later passes. What does not fit runs again. The patched forward may use
-            as much on top.
+        memory_budget_gb: how much to keep for later passes; the patched forward may use as much on top.
         metric: of final residual streams and of the prompts they belong to; by default the logit difference.
     """
 
@@ -144,13 +141,10 @@ class PairedRuns:
 
         The final residual stream changes by what the head writes at the answer, and goes through the final norm.
         """
-
         rows = sorted(range(len(senders)), key=lambda row: senders[row][0])  # layer by layer
-        of_layers = {
-            layer: [senders[row][1] for row in group] for layer, group in groupby(rows, lambda row: senders[row][0])
-        }
-        tensors = {layer: torch.tensor(heads) for layer, heads in of_layers.items()}
-        order, heads_of = to_device((torch.tensor(rows).argsort(), tensors), self.weights.device)
+        by_layer = groupby(rows, lambda row: senders[row][0])
+        of_layers = {layer: torch.tensor([senders[row][1] for row in group]) for layer, group in by_layer}
+        order, heads_of = to_device((torch.tensor(rows).argsort(), of_layers), self.weights.device)
 
         def final(runs: PreparedRuns) -> Float[Tensor, "sender prompt d_model"]:
             changes = []
@@ -177,21 +171,18 @@ class PairedRuns:
     ) -> Float[Tensor, "sender prompt"]:
         """The metric where the path senders -> stages -> logits alone carries the senders' other output.
 
-        Args:
-            only_at_the_difference: carry only what they write at the token where the prompts begin to differ.
+        With `only_at_the_difference`, only what they write at the token where the prompts begin to differ.
         """
         memory, at_once = self.memory_budget_gb, max(1, MASK_BYTES // self.graph.edge_mask.numel())
+        some_senders = [senders[start : start + at_once] for start in range(0, len(senders), at_once)]
         # Where keys and values are left alone, what happens at other tokens cannot reach the answer.
         batches = self.at_answers() if all(stage.letter in ("q", None) for stage in stages) else iter(self)
         batches = map(at_the_difference, self) if only_at_the_difference else batches
 
         def final(runs: PreparedRuns) -> Float[Tensor, "sender prompt d_model"]:
-            found = []
-            for start in range(0, len(senders), at_once):
-                some = senders[start : start + at_once]
-                masks = path_masks(self.graph, some, stages, through_mlps=through_mlps)
-                found.append(evaluate_masks_final(self.weights, runs, masks, memory_budget_gb=memory))
-            return torch.cat(found)
+            masks_of = partial(path_masks, self.graph, stages=stages, through_mlps=through_mlps)
+            evaluate = partial(evaluate_masks_final, self.weights, runs, memory_budget_gb=memory)
+            return torch.cat([evaluate(masks_of(some)) for some in some_senders])
 
         return self._metrics(len(senders), final, batches)
 
@@ -215,7 +206,6 @@ class PairedRuns:
         And the movers' attention from there; both are still on the device.
 
         Args:
-            senders: heads whose output is exchanged, one at a time.
             movers: heads whose attention is watched.
             positions: where the tokens attended to are, on the model's device.
             only_into_queries: only the movers' queries read the other output, directly and through MLPs (at the
@@ -234,21 +224,13 @@ class PairedRuns:
         return self._on_device(len(senders), final, map(at_answers, self)), watch
 
     def _metrics(
-        self,
-        n_rows: int,
-        final: Callable[[PreparedRuns], Float[Tensor, "row prompt d_model"]],
-        batches: Iterable[PreparedRuns] | None = None,
+        self, n_rows: int, final: Finals, batches: Iterable[PreparedRuns] | None = None
     ) -> Float[Tensor, "row prompt"]:
-        """Of all prompts, from the final residual streams that a function makes of the runs of each batch."""
+        """Of all prompts, on the CPU."""
         with checked_at_the_end():
             return to_cpu(self._on_device(n_rows, final, batches or self))
 
-    def _on_device(
-        self,
-        n_rows: int,
-        final: Callable[[PreparedRuns], Float[Tensor, "row prompt d_model"]],
-        batches: Iterable[PreparedRuns],
-    ) -> Float[Tensor, "row prompt"]:
+    def _on_device(self, n_rows: int, final: Finals, batches: Iterable[PreparedRuns]) -> Float[Tensor, "row prompt"]:
         dtype = torch.promote_types(self.weights.dtype, torch.float32)
         values = torch.zeros(n_rows, self.n_prompts, dtype=dtype, device=self.weights.device)
         for runs in batches:
@@ -264,19 +246,6 @@ class Exchange:
     # Attention of the movers from the answer's token; meaningless if a mover does not read the sender.
     attention: Float[Tensor, "sender mover prompt name"]
     reads: Bool[Tensor, "sender mover"]  # whether a mover reads the sender
-
-    @classmethod
-    def of_nothing(
-        cls,
-        senders: Sequence[Head],
-        movers: Sequence[Head],
-        logit_difference: Float[Tensor, " prompt"],
-        attention: Float[Tensor, "name layer head prompt"],
-    ) -> Exchange:
-        """The exchange with the prompt itself, from what is known about the clean run: every head's attention."""
-        of_movers = torch.stack([attention[:, layer, head].T for layer, head in movers])
-        n = len(senders)
-        return cls(logit_difference.expand(n, -1), of_movers.expand(n, -1, -1, -1), reads(senders, movers))
 
     def attention_by_prompt(self) -> Float[Tensor, "sender prompt name"]:
         """Mean over the movers that read the sender; nan if none does."""

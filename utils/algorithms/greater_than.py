@@ -12,16 +12,8 @@ err (`roles.py`). Each level reports
 
     percent = 100 * sum of |effect| over the nodes that hold the role / sum of |effect| over the circuit's nodes
 
-beside what random nodes of the same layers get in their place.
-
-above_diagonal   What an MLP writes at the end is read as logits of the answers, and centred over them. Of what is above
-                 0 then, this is the share that stands at years above the prompt's own YY, as a mean over prompts. Its
-                 chance level is the share above the YYs of all prompts alike: that of an MLP that does not know YY.
-attention_yy     Mean attention from the end to YY. Its chance level is attention to all tokens alike.
-year_order       A head writes something else for each YY that it looks at. Each of these outputs is projected on the
-                 direction along which the outputs for all other YYs rise with the year (their covariance). The score is
-                 Spearman's rank correlation of the projections with the year: 1 in perfect order, 0 by chance. A YY
-                 that was seen alone cannot help itself, so outputs without order, however distinct, have 0.
+beside what random nodes of the same layers get in their place. `docs/heads.md#the-greater-than-algorithm` defines the
+scores, `above_diagonal` of MLPs, `attention_yy` and `year_order` of heads, and their chance levels.
 """
 
 from __future__ import annotations
@@ -84,19 +76,13 @@ class GreaterThanInputs:
 def prepare(
     config: GreaterThanConsistencyConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape
 ) -> GreaterThanInputs:
-    """Build the prompts.
-
-    Raises:
-        UserError: if this tokenizer cannot make them, or they do not fit the model.
-    """
+    """Build the prompts; a UserError if this tokenizer cannot make them, or they do not fit the model."""
     task = TASKS[config.task]
     prompts = task.build(tokenizer, config.n_prompts, config.seed, config)
     prompts.require_fit(task.name, shape)
     digits, _ = form_of(tokenizer)
-    starts = torch.tensor(prompts.meta["year"].to_numpy() % 10**digits)
-    return GreaterThanInputs(
-        prompts, starts, number_tokens(tokenizer, digits), prompts_of_circuit(config, tokenizer, shape)
-    )
+    starts, numbers = torch.tensor(prompts.meta["year"].to_numpy() % 10**digits), number_tokens(tokenizer, digits)
+    return GreaterThanInputs(prompts, starts, numbers, prompts_of_circuit(config, tokenizer, shape))
 
 
 def measure(
@@ -114,11 +100,7 @@ def measure(
 
 
 class Levels:
-    """One checkpoint's levels, in order: each needs the nodes that the one before it has identified.
-
-    Attributes:
-        levels, nodes: the rows of the two tables; they fill up as the levels run.
-    """
+    """One checkpoint's levels, in order: each needs the nodes that the one before it has identified."""
 
     def __init__(
         self,
@@ -135,13 +117,11 @@ class Levels:
             """One pass at a time: the logits of many passes are large."""
             return torch.cat([metric_of_finals(weights, final[None], index, metric) for final in finals])
 
-        budget = config.budget_gb(*weights.devices)
-        self.runs = PairedRuns(
-            weights, self.prompts, self.prompts.corrupted, config.batch_size, budget, metric=of_finals
-        )
+        budget, others = config.budget_gb(*weights.devices), self.prompts.corrupted
+        self.runs = PairedRuns(weights, self.prompts, others, config.batch_size, budget, of_finals)
         self.clean, self.corrupted = self.runs.both()
         self.scale = Scale(self.clean, self.clean - self.corrupted, config.seed)
-        self.levels: list[dict[str, Any]] = []
+        self.levels: list[dict[str, Any]] = []  # rows of the two tables
         self.nodes: list[dict[str, Any]] = []
 
     def table(self) -> pd.DataFrame:
@@ -161,13 +141,12 @@ class Levels:
             for level in ("mlps", "heads", "inputs"):
                 self._row(level, reason=reason)
             return
-        heads: list[Sender] = [
-            (layer, head) for layer in range(self.graph.n_layers) for head in range(self.graph.n_heads)
-        ]
-        mlps: list[Sender] = [(layer, None) for layer in range(self.graph.n_layers)]
+        # By their nodes' numbers: the MLP of a layer comes after its heads.
+        columns = [*range(self.graph.n_heads), None]
+        senders: list[Sender] = [(layer, head) for layer in range(self.graph.n_layers) for head in columns]
+        heads = [sender for sender in senders if sender[1] is not None]
         limit, beyond = f"an effect below {self.limits.effect:g}", "beyond their errors"
 
-        senders = sorted([*heads, *mlps], key=self._index)
         scores, p_values = self._raised()
         year_mlps = self._level("mlps", "year_mlp", senders, (), scores, p_values)
         if not year_mlps:
@@ -202,11 +181,9 @@ class Levels:
         scores: Scores,
         p_scores: PValues,
     ) -> tuple[Sender, ...]:
-        """Measure a level, and return the nodes that hold its role.
+        """Measure a level, whose paths to the logits lead through some stages, and return the nodes that hold its role.
 
-        Args:
-            stages: what the path from the senders to the logits leads through.
-            p_scores: tests that a sender's scores are beyond their limits; nan for one that cannot hold the role.
+        `p_scores` test that a sender's scores are beyond their limits; nan for one that cannot hold the role.
         """
         at_yy = any(stage.letter == "v" for stage in stages)
         effects = self.scale.effects(self.runs.along_paths(senders, stages, only_at_the_difference=at_yy))
@@ -225,8 +202,8 @@ class Levels:
         of_level |= {"n_measured": len(senders), "n_receivers": len(stages[0].heads) if stages else None}
         if "reason" not in of_level:
             layers = torch.tensor([max(layer, 0) for layer, _ in senders])  # the embedding counts as layer 0's
-            how = layers, self.config.n_random, self.config.seed
-            drawn = random_percentages(effects, identified, in_circuit, *how)
+            n, seed = self.config.n_random, self.config.seed
+            drawn = random_percentages(effects, identified, in_circuit, layers, n, seed)
             low, high = percentile_interval(drawn)
             of_level |= {"chance": float(drawn.mean()), "chance_low": float(low), "chance_high": float(high)}
         self._row(level, **of_level)
@@ -298,13 +275,12 @@ def year_order(
 ) -> list[tuple[float, float]]:
     """`year_order` of every head, in [-1, 1], and how likely one so high is, at most, without order (Student's t).
 
+    Each output is projected on the direction along which those of all other YYs rise with the year (their covariance).
+    So a YY cannot help itself, and outputs without order, however distinct, have 0.
+
     Of outputs without order the correlation varies twice as much as that of independent pairs: every two outputs a and
     b enter once as a's projection on b, and once as b's on a. So it is tested with half of the degrees of freedom, and
-    its p-value is at least that of a perfect order (`surest`).
-
-    Args:
-        outputs: what heads write for the YY of each prompt.
-        starts: these YYs; outputs of the same one are averaged.
+    its p-value is at least that of a perfect order (`surest`). Outputs of the same YY are averaged.
     """
     years, place = starts.unique(return_inverse=True)
     n = len(years)

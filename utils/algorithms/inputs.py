@@ -51,21 +51,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class IoiInputs:
-    """What is prepared once for a model.
+    """What is prepared once for a model."""
 
-    Attributes:
-        prompts: IOI prompts that effects are measured on.
-        variants: their four signal variants (`utils/tasks/ioi.py`).
-        circuit, components, cspa: what the circuit and the scores are computed from; None if they must not be computed.
-        already_warned: what the log has already said.
-    """
-
-    prompts: Prompts
-    variants: Mapping[str, Int[Tensor, "n width"]]
-    circuit: CircuitPrompts | None
+    prompts: Prompts  # that effects are measured on
+    variants: Mapping[str, Int[Tensor, "n width"]]  # their four signal variants (`utils/tasks/ioi.py`)
+    circuit: CircuitPrompts | None  # what this and the scores are computed from; None if they must not be
     components: ComponentsInputs | None
     cspa: CspaInputs | None
-    already_warned: set[str] = field(default_factory=set)
+    already_warned: set[str] = field(default_factory=set)  # what the log has already said
 
 
 @dataclass(frozen=True)
@@ -116,8 +109,7 @@ class HeadFacts(FoundEdges):
     ) -> PValues:
         """Tests that a score of some heads is above a limit, which may be a multiple of the mean over all heads.
 
-        Args:
-            times_mean: that multiple. The mean errs too, as that of independent scores.
+        The mean errs too, as that of independent scores.
         """
         error, score = self.errors[name], getattr(self, name)
         error = (error.square() + (times_mean / error.numel()) ** 2 * error.square().nansum()).sqrt()
@@ -126,16 +118,12 @@ class HeadFacts(FoundEdges):
 
     def writes_to_queries(self, sender: tuple[int, int], receivers: Sequence[tuple[int, int]]) -> bool:
         """Whether an edge of the circuit joins a head to the query of one of these others."""
-        queries = [self.graph.head_input(layer, head, "q") for layer, head in receivers]
+        queries = [self.graph.head_input(*receiver, "q") for receiver in receivers]
         return bool(self.edges[self.graph.head(*sender), queries].any())
 
 
 def prepare(config: IoiConsistencyConfig, tokenizer: PreTrainedTokenizerBase, shape: Shape) -> IoiInputs:
-    """Build the prompts, and check everything that a checkpoint's inputs may have to be computed from.
-
-    Raises:
-        UserError: if this tokenizer cannot make prompts, random blocks or text, or they do not fit the model.
-    """
+    """Build the prompts, and all that a checkpoint's inputs may be computed from; a UserError where that cannot be."""
     task = TASKS["ioi"]
     prompts = task.build(tokenizer, config.n_prompts, config.seed, config)
     prompts.require_fit(task.name, shape)
@@ -168,9 +156,8 @@ def prompts_of_circuit(
 def gather(checkpoint: LoadedCheckpoint, config: IoiConsistencyConfig, inputs: IoiInputs) -> HeadFacts:
     """Read or compute the circuit and the scores of one checkpoint.
 
-    Raises:
-        UserError: if one is missing or depends on other settings and `require_stored` is set, if no text is named for
-            CSPA scores that must be computed, or if stored results do not fit the model.
+    A UserError if one is missing or depends on other settings and `require_stored` is set, if no text is named for CSPA
+    scores that must be computed, or if stored results do not fit the model.
     """
     lookup, step = Lookup(checkpoint, config, inputs.already_warned), checkpoint.step
     # All three are looked up before any is computed, to say at once what is missing.
@@ -189,12 +176,12 @@ def gather(checkpoint: LoadedCheckpoint, config: IoiConsistencyConfig, inputs: I
         assert inputs.components is not None
         made = attention_and_copy.measure(checkpoint, config.components_config(), inputs.components, None)
         table = made["components"].table
-    of_scores = {name: table[table["score"] == name] for name in SCORES}
-    scores = {name: lookup.by_head(stored_components, rows, "value") for name, rows in of_scores.items()}
-    errors = {name: lookup.by_head(stored_components, rows, "se") for name, rows in of_scores.items()}
-    chance = {name: float(rows["chance"].iloc[0]) for name, rows in of_scores.items()}
-    n_samples = dict.fromkeys(SCORES[:2], config.components.n_prompts)
-    n_samples |= dict.fromkeys(SCORES[2:], config.components.n_sequences)
+    scores, errors, chance, n_samples = dict[str, OfHeads](), dict[str, OfHeads](), dict[str, float](), dict[str, int]()
+    for name in SCORES:
+        rows = table[table["score"] == name]
+        scores[name], errors[name] = (lookup.by_head(stored_components, rows, column) for column in ("value", "se"))
+        chance[name] = float(rows["chance"].iloc[0])
+        n_samples[name] = config.components.n_prompts if "copy" in name else config.components.n_sequences
 
     if stored_cspa is not None:
         table = stored_cspa.read_table(step)
@@ -228,8 +215,7 @@ class Lookup:
     def usable(self, kind: str, asked: BaseConfig | None, task: str | None = None) -> ResultsFolder | None:
         """The folder of a kind, if it holds this step, measured on these weights and as this run would.
 
-        Raises:
-            UserError: with `require_stored`, instead of None.
+        If not, None, or with `require_stored` a UserError.
         """
         folder = self.store.folder(kind, self.checkpoint.name, task)
         reason = self._unusable(folder, asked)
@@ -245,18 +231,17 @@ class Lookup:
 
     def stored_circuit(self, config: ConsistencyKeys) -> ResultsFolder | None:
         """The folder that the task's circuit can be read from; errors as of `usable`."""
-        settings = config.circuits_config()
         if config.circuit.heads == "all":
             return None
+        settings = config.circuits_config()
         return self.usable("graphs", settings, settings.name_in_results(config.task))
 
     def circuit(
         self, config: ConsistencyKeys, stored: ResultsFolder | None, prompts: CircuitPrompts | None
     ) -> tuple[FoundEdges, str]:
-        """The task's circuit, all edges if the config says so, and where it is from: a folder, or found here.
+        """The task's circuit, all edges if the config says so, and where it is from.
 
-        Raises:
-            UserError: if the stored circuit does not fit the model.
+        A UserError if the stored circuit does not fit the model.
         """
         step, graph = self.checkpoint.step, Graph.of(self.checkpoint.weights)
         settings = config.circuits_config()
@@ -287,12 +272,13 @@ class Lookup:
                 return f"{folder.file(step)} was measured on {what}; {_again(folder)}"
         if damaged := folder.damage(step):
             return f"{damaged[0].path} is damaged; run: {folder.how_to_make(repair=True)}"
-        if asked is not None and (differing := _differing(folder, run, asked)):
-            name, old, new = differing[0]
-            return f"{folder.path} holds {name}={shown(old)}, this run asks for {shown(new)}; {_again(folder)}"
-        if asked is not None and (reason := changed_inputs(run, asked, folder.task)):
-            return f"{folder.path} holds {reason}; {_again(folder)}"
-        return ""
+        if asked is None:
+            return ""
+        for name, old, new in differences(run, folder, folder.kind.script.removesuffix(".py"), asked):
+            if name not in ("mib", "n_random", "hypothesis_tests"):  # They only fill a column.
+                return f"{folder.path} holds {name}={shown(old)}, this run asks for {shown(new)}; {_again(folder)}"
+        reason = changed_inputs(run, asked, folder.task)
+        return f"{folder.path} holds {reason}; {_again(folder)}" if reason else ""
 
     def by_head(self, folder: ResultsFolder | None, table: pd.DataFrame, column: str, *, some: bool = False) -> OfHeads:
         """A column of a table, a folder's or made here, as [layer, head]. With `some`, heads may be missing."""
@@ -305,12 +291,6 @@ class Lookup:
         layers, heads = (torch.tensor(table[name].to_numpy()) for name in ("layer", "head"))
         scores[layers, heads] = torch.tensor(table[column].to_numpy(dtype="float32"))
         return scores
-
-
-def _differing(folder: ResultsFolder, run: dict[str, Any], asked: BaseConfig) -> list[tuple[str, Any, Any]]:
-    """Where the settings of stored results differ from those asked for. Keys that only fill a column do not count."""
-    differing = differences(run, folder, folder.kind.script.removesuffix(".py"), asked)
-    return [difference for difference in differing if difference[0] not in ("mib", "n_random", "hypothesis_tests")]
 
 
 def _again(folder: ResultsFolder) -> str:

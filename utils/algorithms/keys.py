@@ -216,10 +216,8 @@ class IoiConsistencyConfig(ConsistencyKeys):
     @model_validator(mode="after")
     def _through_mlps_is_a_choice(self) -> IoiConsistencyConfig:
         if self.through_mlps and self.definitions != "frozen":
-            raise ValueError(
-                f"through_mlps: definitions={self.definitions} counts paths through MLPs anyway; leave it out, or pass "
-                "definitions=frozen"
-            )
+            given = f"definitions={self.definitions} counts paths through MLPs anyway"
+            raise ValueError(f"through_mlps: {given}; leave it out, or pass definitions=frozen")
         return self
 
     def components_config(self) -> ComponentsConfig:
@@ -236,22 +234,19 @@ def ablated_sets(
 ) -> dict[str, list[tuple[int, int]]]:
     """Label -> the heads to ablate together: those of a role of the first level, heads by name, or each by itself.
 
-    Raises:
-        UserError: if the model has no such head.
+    A UserError if the model has no such head.
     """
     heads = [(layer, head) for layer in range(graph.n_layers) for head in range(graph.n_heads)]
-    of_name = {f"a{layer}.h{head}": (layer, head) for layer, head in heads}
-    roles, sets = ROLES[:3], dict[str, list[tuple[int, int]]]()
-    neither = "a head of the model nor a role of level 1"
-    require_known("backup_of", backup_of, list(of_name), [EVERY_HEAD, *roles], neither)
+    each = {f"a{layer}.h{head}": [(layer, head)] for layer, head in heads}
+    neither, sets = "a head of the model nor a role of level 1", dict[str, list[tuple[int, int]]]()
+    require_known("backup_of", backup_of, list(each), [EVERY_HEAD, *ROLES[:3]], neither)
+    of_name = {**of_role, EVERY_HEAD: heads, **each}
     for given in backup_of:
         if given == EVERY_HEAD:
-            sets |= {name: [head] for name, head in of_name.items()}
-            continue
-        names = as_list(given)
-        of_set = {**of_role, EVERY_HEAD: heads}
-        found = [head for name in names for head in ([of_name[name]] if name in of_name else of_set.get(name, ()))]
-        sets["+".join(names)] = list(dict.fromkeys(found))
+            sets |= each
+        else:
+            found = [head for name in as_list(given) for head in of_name.get(name, ())]
+            sets["+".join(as_list(given))] = list(dict.fromkeys(found))
     return sets
 
 

@@ -37,16 +37,7 @@ from .definitions import EffectDefinition
 from .effects import Exchange, FinalMetric, PairedRuns, reads
 from .inputs import COMPUTED, HeadFacts, IoiInputs, gather
 from .keys import IoiConsistencyConfig
-from .roles import (
-    CLEAN,
-    Roles,
-    give_roles,
-    holders,
-    inhibition_roles,
-    is_copy_suppression,
-    reading_roles,
-    writing_roles,
-)
+from .roles import CLEAN, Roles, give_roles, holders, inhibition_roles, reading_roles, writing_roles
 from .shares import Scale
 from .tables import Consistency, Tables
 
@@ -57,18 +48,13 @@ LEVELS = ("name_movers", "s_inhibition", "induction")
 
 
 class Levels:
-    """One checkpoint's levels, in order: each needs the heads that the one before it has identified.
-
-    Args:
-        prompts: IOI prompts with their corruptions, on the model's device.
-        variants: `utils.tasks.ioi.signal_variants` of the prompts.
-    """
+    """One checkpoint's levels, in order: each needs the heads that the one before it has identified."""
 
     def __init__(
         self,
         weights: ModelWeights,
         prompts: Prompts,
-        variants: Mapping[str, Int[Tensor, "n width"]],
+        variants: Mapping[str, Int[Tensor, "n width"]],  # `signal_variants` of the prompts
         facts: HeadFacts,
         config: IoiConsistencyConfig,
     ) -> None:
@@ -96,7 +82,10 @@ class Levels:
                 self.tables.add_row(level, None, reason=reason)
             return self.tables.done(), {}
         # Heads of the first two levels act at the end of the prompt, those of the third where S comes again.
-        by_prompt, (from_end, from_s2) = self._attention("end", "s2")
+        clean, lengths, at = self.prompts.clean, self.prompts.lengths, self.prompts.positions
+        queries, batch_size = torch.stack((at["end"], at["s2"]), dim=1), self.config.batch_size
+        by_prompt, means = name_attention(self.weights, clean, lengths, queries, self.names, batch_size)
+        from_end, from_s2 = means
         writing = self._name_movers(from_end)
         movers = holders(writing, "name_mover")
         inhibitors, none_because = self._s_inhibition(movers, from_end, by_prompt[0])
@@ -124,10 +113,8 @@ class Levels:
             cspa = self.facts.cspa.clone()
             cspa[tuple(torch.tensor(self.heads)[effects.values >= STUDY_CSPA_EFFECT].T)] = torch.nan
             self.facts = replace(self.facts, cspa=cspa)
-        negative = not self.definition.is_frozen
-        given = self.heads, effects, self.facts, self.limits
-        level = writing_roles(*given, negative_name_movers=negative, study=self.rate is None)
-        roles = give_roles(self.heads, level, self.rate)
+        kinds = {"negative_name_movers": not self.definition.is_frozen, "study": self.rate is None}
+        roles = give_roles(self.heads, writing_roles(self.heads, effects, self.facts, self.limits, **kinds), self.rate)
         self.tables.add_level("name_movers", effects, roles, attention, None)
         return roles
 
@@ -141,9 +128,8 @@ class Levels:
         beyond = "" if self.rate is None else ", beyond their errors"
         if not movers:
             limit = 0 if self.rate is None else self.limits.name_movers_effect
-            reason = f"no head has a copy score above {self.limits.copy_score:g}% and an effect below {limit:g}{beyond}"
-            reason = f"no name movers: {reason}"
-            self.tables.add_row("s_inhibition", 0, reason=reason)
+            why = f"no head has a copy score above {self.limits.copy_score:g}% and an effect below {limit:g}{beyond}"
+            self.tables.add_row("s_inhibition", 0, reason=f"no name movers: {why}")
             return (), "no S-inhibition heads: there are no name movers to inhibit"
         # An effect makes a head a candidate; the signal that it sends decides.
         effects = self.scale.effects(self.definition.on_queries(self.runs, self.heads, movers))
@@ -151,11 +137,9 @@ class Levels:
         below = [head for head, effect in zip(self.heads, effects.values.tolist(), strict=True) if effect < limit]
         candidates, p_effect = below, effects.p_below(limit)
         if not self.definition.is_frozen:
-            joined = [self.facts.writes_to_queries(head, movers) for head in self.heads]
-            candidates = [
-                head for head, is_joined in zip(self.heads, joined, strict=True) if is_joined and head in below
-            ]
-            p_effect[~np.array(joined)] = np.nan
+            joined = [head for head in self.heads if self.facts.writes_to_queries(head, movers)]
+            candidates = [head for head in below if head in joined]
+            p_effect[[head not in joined for head in self.heads]] = np.nan
         exchanges = self._exchange(candidates, movers, by_prompt)
         level = inhibition_roles(self.heads, candidates, p_effect, exchanges, self.limits)
         roles = give_roles(self.heads, level, self.rate)
@@ -175,19 +159,17 @@ class Levels:
         """Replace what the candidates write at the answer with what they write in each variant of the prompt."""
         if not candidates:
             return {}
-        # What the clean prompt itself would give is known already; the other variants need a pass each.
-        exchanges = {CLEAN: Exchange.of_nothing(candidates, movers, self.clean, attention)}
-        names = self.names.to(self.weights.device)
-        found = {}
+        names, only_into_queries, found = self.names.to(self.weights.device), not self.definition.is_frozen, {}
         with checked_at_the_end():
             for name, tokens in self.variants.items():
                 if name != CLEAN:
                     runs = self.runs_with(tokens, self.runs.logit_difference)
-                    found[name] = runs.exchanged(
-                        candidates, movers, names, only_into_queries=not self.definition.is_frozen
-                    )
+                    found[name] = runs.exchanged(candidates, movers, names, only_into_queries=only_into_queries)
             found = to_cpu(found)
-        joined = reads(candidates, movers)
+        # What the clean prompt itself would give is known already.
+        joined, n = reads(candidates, movers), len(candidates)
+        of_movers = torch.stack([attention[:, layer, head].T for layer, head in movers])
+        exchanges = {CLEAN: Exchange(self.clean.expand(n, -1), of_movers.expand(n, -1, -1, -1), joined)}
         return exchanges | {name: Exchange(values, seen.attention(), joined) for name, (values, seen) in found.items()}
 
     def _induction(
@@ -199,7 +181,8 @@ class Levels:
     ) -> None:
         receivers = inhibitors
         if not self.definition.is_frozen:
-            suppress = {head for head in inhibitors if is_copy_suppression(head, self.facts, self.limits)}
+            # nan, where a head has no score, is not above the limit.
+            suppress = {head for head in inhibitors if self.facts.cspa[head] > self.limits.cspa}
             # The study's code leaves out only those of them that have an effect below 0 at the first level.
             suppress &= self.lowered if self.rate is None else suppress
             receivers = [head for head in inhibitors if head not in suppress]
@@ -212,14 +195,6 @@ class Levels:
         level = reading_roles(self.heads, effects, self.facts, self.limits, over_chance=self.rate is not None)
         roles = give_roles(self.heads, level, self.rate)
         self.tables.add_level("induction", effects, roles, attention, len(receivers))
-
-    def _attention(
-        self, *names: str
-    ) -> tuple[Float[Tensor, "query name layer head prompt"], Float[Tensor, "query name layer head"]]:
-        """Attention of every head to the names in the clean run, from each of some named positions."""
-        queries = torch.stack([self.prompts.positions[name] for name in names], dim=1)
-        clean, lengths, batch_size = self.prompts.clean, self.prompts.lengths, self.config.batch_size
-        return name_attention(self.weights, clean, lengths, queries, self.names, batch_size)
 
 
 def measure(

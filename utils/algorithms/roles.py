@@ -77,9 +77,7 @@ def give_roles(
 ) -> dict[Node, Role]:
     """The role of every head (or node): the first that it holds, or else the first that it is a candidate for.
 
-    Args:
-        level: the roles of a level, in order of precedence.
-        false_discovery_rate: how large q-values may be; None to let the measured values decide.
+    The roles of a level are in order of precedence. Without a rate for q-values, the measured values decide.
     """
     p_values = np.stack([evidence.p_values for evidence in level])
     q_values = adjusted_p_values(p_values.flatten()).reshape(p_values.shape)
@@ -107,11 +105,7 @@ def writing_roles(
     negative_name_movers: bool,
     study: bool,
 ) -> list[Evidence]:
-    """Level 1.
-
-    Args:
-        study: whether the sign of an effect is enough for a name mover, and others need none.
-    """
+    """Level 1. In the `study` the sign of an effect is enough for a name mover, and others need none."""
     limit = 0.0 if study else thresholds.name_movers_effect
     low = effects.values.numpy() < limit
     large = np.ones(len(heads), bool) if study else effects.values.abs().numpy() >= -limit
@@ -126,11 +120,6 @@ def writing_roles(
     return level
 
 
-def is_copy_suppression(head: Head, facts: HeadFacts, thresholds: Thresholds) -> bool:
-    """Whether a head's CSPA score is high enough. A head without one (nan) does not count."""
-    return bool(facts.cspa[head] > thresholds.cspa)
-
-
 def inhibition_roles(
     heads: Sequence[Head],
     candidates: Sequence[Head],
@@ -138,12 +127,9 @@ def inhibition_roles(
     exchanges: Mapping[str, Exchange],
     thresholds: Thresholds,
 ) -> list[Evidence]:
-    """Level 2.
+    """Level 2, from the exchanges of candidates, whose effect is low enough, by variant.
 
-    Args:
-        candidates: those of the heads whose effect is low enough.
-        p_effect: tests that each head's effect is; nan for heads that cannot hold the role.
-        exchanges: of the candidates, by variant, including `CLEAN` (nothing exchanged) and `OPPOSITE_ORDER`.
+    `p_effect` tests that each head's effect is; nan for heads that cannot hold the role.
     """
     rows = np.array([heads.index(head) for head in candidates], dtype=int)
     candidate, meets, p_values = np.zeros(len(heads), bool), np.zeros(len(heads), bool), p_effect.copy()
@@ -158,11 +144,8 @@ def inhibition_roles(
         p_values[rows] = np.max([p_values[rows], *tests], axis=0)
         means = after.logit_difference.double().mean(dim=1) - before.logit_difference.double().mean(dim=1)
         io, s1, _ = (after.mean_attention() - before.mean_attention()).T
-        meets[rows] = (
-            (means < thresholds.logit_diff_change)
-            & (io < thresholds.attention_io_change)
-            & (s1 > thresholds.attention_s1_change)
-        ).numpy()
+        lower = (means < thresholds.logit_diff_change) & (io < thresholds.attention_io_change)
+        meets[rows] = (lower & (s1 > thresholds.attention_s1_change)).numpy()
     return [Evidence("s_inhibition", candidate, meets, p_values)]
 
 
@@ -171,20 +154,16 @@ def reading_roles(
 ) -> list[Evidence]:
     """Level 3: a candidate's role is that of the score that is the highest multiple of its mean over heads.
 
-    Args:
-        over_chance: whether scores must be above a multiple of chance too.
+    With `over_chance`, scores must be above a multiple of chance too.
     """
-    names = ("induction", "duplicate_token")
-    relative = torch.stack(
-        [score / score.mean().clamp(min=1e-12) for score in (facts.induction, facts.duplicate_token)]
-    )
+    scores = {"induction": facts.induction, "duplicate_token": facts.duplicate_token}
+    relative = torch.stack([score / score.mean().clamp(min=1e-12) for score in scores.values()])
     highest = relative.argmax(dim=0)
     low = effects.values.numpy() < thresholds.induction_effect
     p_effect = effects.p_below(thresholds.induction_effect)
     level = []
-    for number, name in enumerate(names):
+    for number, (name, score) in enumerate(scores.items()):
         enough = (highest == number) & (relative[number] > thresholds.score_over_mean)
-        score = getattr(facts, name)
         p_score = facts.p_above(name, thresholds.score_over_mean * score.mean(), heads, thresholds.score_over_mean)
         if over_chance:
             least = thresholds.score_over_chance * facts.chance[name]

@@ -66,9 +66,7 @@ def random_percentages(
 ) -> Float[Tensor, " draw"]:
     """The percentage (`Scale.percentage`) of random nodes in place of some: as many of each layer, from all of it.
 
-    Args:
-        layers: that of each node, ascending.
-        n: how many draws.
+    `layers` are those of the nodes, ascending.
     """
     # Within its layer every node gets a random place; the first ones are drawn.
     keys = torch.rand(n, len(layers), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -79,11 +77,7 @@ def random_percentages(
 
 
 class Scale:
-    """Turns logit differences into effects and shares.
-
-    Args:
-        divisor: a value per prompt. Effects are mean changes of the logit difference, divided by its mean.
-    """
+    """Turns logit differences into effects, mean changes over the mean of a divisor of each prompt, and into shares."""
 
     def __init__(self, clean: Float[Tensor, " prompt"], divisor: Float[Tensor, " prompt"], seed: int) -> None:
         self.clean, self.divisor = clean.double(), divisor.double()
@@ -103,17 +97,6 @@ class Scale:
         sizes = effects.resampled.abs()
         interval = self.interval(100 * sizes[:, of].sum(dim=1) / sizes[:, among].sum(dim=1))
         return 100 * effects.sum(of) / effects.sum(among), *interval
-
-    def shares(
-        self, effects: Effects, identified: Bool[Tensor, " head"], in_circuit: Bool[Tensor, " head"]
-    ) -> dict[str, float]:
-        """The columns of a level that say how much of the circuit's effect some heads have, in it or not."""
-        inside, values = identified & in_circuit, dict[str, float]()
-        for name, heads in (("percent", identified), ("percent_in_circuit", inside)):
-            found = self.percentage(effects, heads, in_circuit)
-            values |= dict(zip((name, f"{name}_low", f"{name}_high"), found, strict=True))
-        values |= {"identified_effect": effects.sum(identified), "identified_in_circuit_effect": effects.sum(inside)}
-        return values | {"circuit_effect": effects.sum(in_circuit)}
 
     def interval(self, resampled: Float[Tensor, " resample"]) -> tuple[float, float]:
         """The 95% interval of what was worked out for every resample; nan and nan for a single prompt."""

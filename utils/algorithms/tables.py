@@ -27,26 +27,22 @@ from .shares import Effects, Scale
 class Consistency:
     """The tables of one checkpoint."""
 
-    # One row per level, with the columns of `IOI_CONSISTENCY`; percent is empty if there is a reason.
-    levels: pd.DataFrame
+    levels: pd.DataFrame  # one row per level; percent is empty if there is a reason
     heads: pd.DataFrame  # one row per measured level and head
     signals: pd.DataFrame  # one row per candidate for S-inhibition and variant
 
 
 class Tables:
-    """Collects what is measured.
-
-    Args:
-        logit_diffs: mean logit difference of the clean prompts, its standard error, and the mean of the corrupted ones.
-    """
+    """Collects what is measured; `logit_diffs` are columns of every level."""
 
     def __init__(
         self, definition: EffectDefinition, facts: HeadFacts, scale: Scale, logit_diffs: Mapping[str, float]
     ) -> None:
-        self.definition, self.facts, self.scale, self.logit_diffs = definition, facts, scale, logit_diffs
+        self.facts, self.scale, self.logit_diffs = facts, scale, logit_diffs
         # The heads among which roles are looked for: all of the model, or with `frozen` those of the circuit.
         everywhere = facts.in_circuit if definition.is_frozen else torch.ones_like(facts.in_circuit)
         self.measured: list[Head] = [(layer, head) for layer, head in everywhere.nonzero().tolist()]
+        self._stamp: dict[str, Any] = {"definitions": definition.name, "unit": definition.unit}
         self._levels: list[dict[str, Any]] = []
         self._heads: list[dict[str, Any]] = []
         self._signals: list[dict[str, Any]] = []
@@ -59,35 +55,25 @@ class Tables:
         attention: Float[Tensor, "name layer head"],
         n_receivers: int | None,
     ) -> None:
-        """Add the row of a level and those of its heads.
+        """Add the row of a level, of which so many heads have their inputs patched, and those of its heads.
 
-        Args:
-            roles: of those that have one.
-            attention: from the token that counts at this level.
-            n_receivers: how many heads have their inputs patched; None at the first level.
+        `attention` is from the token that counts at this level.
         """
         facts = self.facts
         in_circuit = torch.tensor([bool(facts.in_circuit[head]) for head in self.measured], dtype=torch.bool)
         rows, _, of_level = measured_level("head", self.measured, roles, effects, self.scale, in_circuit)
-        scores = {
-            "copy_score": facts.copy,
-            "negative_copy_score": facts.negative_copy,
-            "cspa": facts.cspa,
-            "induction": facts.induction,
-            "duplicate_token": facts.duplicate_token,
-        }
+        scores = {"copy_score": facts.copy, "negative_copy_score": facts.negative_copy, "cspa": facts.cspa}
+        scores |= {"induction": facts.induction, "duplicate_token": facts.duplicate_token}
+        scores |= {f"attention_{name}": of_name for name, of_name in zip(NAMES, attention, strict=True)}
         for row, (layer, head) in zip(rows, self.measured, strict=True):
-            row |= {"level": level, "definitions": self.definition.name, "layer": layer, "head": head}
-            row |= {"unit": self.definition.unit} | {name: float(score[layer, head]) for name, score in scores.items()}
-            row |= {f"attention_{name}": float(attention[i, layer, head]) for i, name in enumerate(NAMES)}
-            self._heads.append(row)
+            row |= {"level": level, "layer": layer, "head": head} | self._stamp
+            self._heads.append(row | {name: float(score[layer, head]) for name, score in scores.items()})
         self.add_row(level, n_receivers, **of_level)
 
     def add_row(self, level: str, n_receivers: int | None, **values: Any) -> None:
         """Add a level with what there is of it: its numbers, or the reason why it has no percentage."""
-        row: dict[str, Any] = {"level": level, "definitions": self.definition.name, "unit": self.definition.unit}
-        row |= {"n_measured": len(self.measured), "n_receivers": n_receivers}
-        self._levels.append(row | dict(self.logit_diffs) | values)
+        row = {"level": level, "n_measured": len(self.measured), "n_receivers": n_receivers}
+        self._levels.append(self._stamp | row | dict(self.logit_diffs) | values)
 
     def add_signals(self, candidates: Sequence[Head], exchanges: Mapping[str, Exchange], roles: Roles) -> None:
         """Add a row per candidate and variant of the prompt."""
@@ -97,8 +83,8 @@ class Tables:
             attention = exchange.mean_attention().tolist()
             attention_errors = standard_errors(exchange.attention_by_prompt().transpose(1, 2)).tolist()
             for row, (layer, head) in enumerate(candidates):
-                line: dict[str, Any] = {"definitions": self.definition.name, "layer": layer, "head": head}
-                line |= {"variant": name, "logit_diff": logit_diffs[row], "logit_diff_se": logit_diff_errors[row]}
+                line: dict[str, Any] = self._stamp | {"layer": layer, "head": head, "variant": name}
+                line |= {"logit_diff": logit_diffs[row], "logit_diff_se": logit_diff_errors[row]}
                 line |= {f"attention_{at}": x for at, x in zip(NAMES, attention[row], strict=True)}
                 line |= {f"attention_{at}_se": x for at, x in zip(NAMES, attention_errors[row], strict=True)}
                 line |= {"n_name_movers": int(exchange.reads[row].sum()), "passes": roles[layer, head].passes}
@@ -136,9 +122,12 @@ def measured_level(
     identified = torch.tensor([node in held for node in nodes], dtype=torch.bool)
     if effects.sum(in_circuit) == 0:
         return rows, identified, {"reason": f"no {what} of the circuit has an effect"}
-    inside = int((identified & in_circuit).sum())
-    counts = {f"n_{what}s": int(identified.sum()), f"n_{what}s_in_circuit": inside}
-    return rows, identified, counts | scale.shares(effects, identified, in_circuit)
+    columns: dict[str, Any] = {"circuit_effect": effects.sum(in_circuit)}
+    for where, some in (("", identified), ("_in_circuit", identified & in_circuit)):
+        percent, low, high = scale.percentage(effects, some, in_circuit)
+        columns |= {f"percent{where}": percent, f"percent{where}_low": low, f"percent{where}_high": high}
+        columns |= {f"n_{what}s{where}": int(some.sum()), f"identified{where}_effect": effects.sum(some)}
+    return rows, identified, columns
 
 
 def typed_table(rows: Sequence[Mapping[str, Any]], kind: ResultSchema) -> pd.DataFrame:
