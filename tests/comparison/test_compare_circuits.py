@@ -174,7 +174,7 @@ def test_a_dry_run_counts_the_pairs_and_writes_nothing(store: Store, capsys: pyt
 
 def test_circuits_are_grown_by_the_keys_of_their_run(store: Store) -> None:
     rule = read_trajectory(store, MODELS[0], "ioi").rule
-    assert (rule.order, rule.selection, rule.positive_share, rule.seed) == ("greedy", "signed", 0.6, 7)
+    assert (rule.order, rule.selection, rule.positive_share, rule.seed) == ("top_n", "signed", 0.6, 7)
 
 
 def test_circuits_grown_by_different_rules_are_not_held_against_each_other(store: Store) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -43,6 +43,7 @@ def table(side: Circuits) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["source", "target", "score"])
 
 
+@settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.floats(0, 1), st.floats(0, 1))
 def test_similarities_of_many_circuits_are_those_of_their_tables(seed: int, first: float, second: float) -> None:
     rng = np.random.default_rng(seed)
@@ -113,25 +114,25 @@ def test_weighted_chance_floor_of_equal_scores_is_that_of_edges() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.2, 1.0])
 def test_two_draws_of_one_distribution_are_flagged_at_most_at_the_nominal_rate(noise: float) -> None:
-    found = changes_found(noise, 0, 100)
+    found = changes_found(noise, 0, 60)
     assert (found <= 0.05).all(), found
 
 
 @pytest.mark.slow
 def test_two_draws_of_unequal_numbers_of_prompts_are_rarely_flagged() -> None:
     """One of 100 prompts, one of 10. With deviations of all folds alike, 17% to 52% were, as the measure may be."""
-    found = changes_found(0.5, 0, 100, prompts=(10, 1))
+    found = changes_found(0.5, 0, 60, prompts=(10, 1))
     assert (found <= 0.1).all(), found
 
 
 @pytest.mark.slow
 def test_a_planted_change_is_found_with_the_stated_power() -> None:
     """Of about 14 edges that pruning leaves, 8 or 4 exchanged; a fold's noise a fifth of the mean |score|."""
-    found = changes_found(0.2, 8, 60)
+    found = changes_found(0.2, 8, 40)
     assert found["at/edge_jaccard"] >= 0.9
     assert found["at/weighted_jaccard"] >= 0.9
     assert found["rank_correlation"] >= 0.95
-    assert changes_found(0.2, 4, 60)["at/edge_jaccard"] >= 0.7
+    assert changes_found(0.2, 4, 40)["at/edge_jaccard"] >= 0.7
 
 
 def test_a_metric_that_grows_changes_nothing() -> None:

@@ -18,7 +18,7 @@ from tests.support.synthetic_results import write
 
 GRAPH = Graph(2, 2, True)
 STEPS = (0, 10, 20)
-SIZE = 12
+SIZE = 20
 
 
 def write_seed(store: Store, model: str, seed: int, task: str = "ioi") -> None:
@@ -33,7 +33,7 @@ def write_seed(store: Store, model: str, seed: int, task: str = "ioi") -> None:
         scores = torch.zeros(GRAPH.n_forward * GRAPH.n_backward)
         scores[edges] = folds.means.mean(0)
         scores = scores.view(GRAPH.n_forward, GRAPH.n_backward)
-        circuit = Circuit(GRAPH, scores, top_n_masks(edge_order(scores, GRAPH), GRAPH, [SIZE])[0])
+        circuit = Circuit(GRAPH, scores, top_n_masks(edge_order(scores, GRAPH, "top_n"), GRAPH, [SIZE])[0])
         write_tensors(graphs, step, circuit.to_tensors() | folds.to_tensors())
         write(store, "graphs", model, task, step, circuit.to_table(), 100 * step)
         row = {"full": 3.0, "full_se": 0.1, "corrupted": -1.0, "corrupted_se": 0.1, "n_prompts": 100}
@@ -41,5 +41,5 @@ def write_seed(store: Store, model: str, seed: int, task: str = "ioi") -> None:
         write(store, "baselines", model, task, step, pd.DataFrame([row]), 100 * step)
         chosen = {"selected": [True], "n_edges": [circuit.n_edges], "n_nodes": [circuit.n_nodes]}
         write(store, "faithfulness", model, task, step, pd.DataFrame(chosen), 100 * step)
-    settings = {"search.order": "greedy", "search.selection": "signed", "search.positive_share": 0.6, "seed": 7}
+    settings = {"search.order": "top_n", "search.selection": "signed", "search.positive_share": 0.6, "seed": 7}
     (graphs.path / "run.json").write_text(json.dumps({"settings": settings}))

@@ -43,25 +43,20 @@ def expected_added(first: int, second: int, total: int) -> float:
 
 
 def expected_weighted_jaccard(
-    first: Float[np.ndarray, " a"],
+    first: Float[np.ndarray, " a"],  # scores of each circuit's edges
     second: Float[np.ndarray, " b"],
     total: int,
     seed: int,
     draws: int = DRAWS,
     raw: bool = False,
 ) -> float:
-    """Mean weighted Jaccard similarity where the scores of both circuits are dealt to random edges.
-
-    Args:
-        first, second: scores of each circuit's edges.
-    """
+    """Mean weighted Jaccard similarity where the scores of both circuits are dealt to random edges."""
     if not len(first) or not len(second):
         return float("nan")
-    rng = np.random.default_rng(seed)
+    rng, values = np.random.default_rng(seed), []
     # One circuit may stay where it is: only where the other lies relative to it matters.
     fixed = np.zeros((1, total))
     fixed[0, : len(first)] = first
-    values = []
     for _ in range(draws):
         dealt = np.zeros((1, total))
         dealt[0, rng.choice(total, len(second), replace=False)] = second

@@ -7,9 +7,8 @@ both checkpoints have a circuit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -25,7 +24,7 @@ from ..config.keys import task_and_method
 from ..results.comparison import COMPARISONS
 from .chance import expected_added, expected_jaccard, expected_weighted_jaccard
 from .floors import Samples, bootstrap_scores, change_test, noise_floor
-from .inputs import Checkpoint, Trajectory
+from .inputs import Checkpoint
 from .keys import ComparisonConfig
 from .similarity import OF_CIRCUITS, Circuits, Edges, of_circuits, rank_correlation
 from .statistics import TAILS
@@ -37,39 +36,18 @@ FAMILY = ["model", "task", "against", "other_model", "at", "measure"]
 
 @dataclass(frozen=True)
 class CircuitPair:
-    """Two circuits to compare: the later or the other one, `second`, with the `first`.
+    """Two circuits to compare: the later or the other one, `second`, with the `first`."""
 
-    `against` is `previous`, `reference`, `model` or `method`.
-    """
-
-    against: str
+    against: str  # `previous`, `reference`, `model` or `method`
     first: Checkpoint
     second: Checkpoint
-
-
-def pairs_over_training(trajectory: Trajectory, reference: int) -> Iterator[CircuitPair]:
-    """Every checkpoint with the one before it, and with the reference."""
-    checkpoints = list(trajectory.checkpoints.values())
-    for before, after in pairwise(checkpoints):
-        yield CircuitPair("previous", before, after)
-    for checkpoint in checkpoints:
-        yield CircuitPair("reference", trajectory.checkpoints[reference], checkpoint)
-
-
-def pairs_between(first: Trajectory, second: Trajectory) -> Iterator[CircuitPair]:
-    """Two models, or two methods in one model, at every step that both have."""
-    against = "model" if first.task == second.task else "method"
-    for step in first.steps:
-        if step in second.checkpoints:
-            yield CircuitPair(against, first.checkpoints[step], second.checkpoints[step])
 
 
 def grown(checkpoint: Checkpoint, size: int) -> Bool[Tensor, "n_forward n_backward"]:
     """The circuit of a number of edges (before pruning) of a checkpoint's own scores."""
     graph, rule = checkpoint.circuit.graph, checkpoint.rule
-    signed = None
-    if rule.selection == "signed":
-        signed = signed_selection(checkpoint.folds, rule.seed, rule.positive_share)
+    of_signs = rule.selection == "signed"
+    signed = signed_selection(checkpoint.folds, rule.seed, rule.positive_share) if of_signs else None
     order = edge_order(checkpoint.circuit.scores, graph, rule.order, limit=size, signed=signed)
     return top_n_masks(order, graph, [min(size, len(order))])[0]
 
@@ -82,9 +60,8 @@ def redrawn(checkpoint: Checkpoint, size: int, config: ComparisonConfig, edges: 
     """
     folds, draws = checkpoint.folds, config.resamples // 5
     circuits = torch.zeros(draws, len(edges.flat), dtype=torch.bool)
-    grower = checkpoint.rule.grower(folds)
-    of_folds = grower.circuits(bootstrap_scores(folds, config.seed, draws), size)
-    circuits[:, torch.searchsorted(edges.flat, folds.edges)] = of_folds
+    scores = bootstrap_scores(folds, config.seed, draws)
+    circuits[:, torch.searchsorted(edges.flat, folds.edges)] = checkpoint.rule.grower(folds).circuits(scores, size)
     return circuits
 
 
@@ -121,45 +98,37 @@ class Comparer:
         kept = torch.isin(edges.flat, first.folds.edges) & torch.isin(edges.flat, second.folds.edges)
         correlation = float(rank_correlation(*(score[:, kept] for score in scores))[0])
         rows: list[dict[str, object]] = []
+
+        def add(key: str, at: str, measure: str, value: float, chance: float, **counts: int) -> None:
+            row = {"at": at, "measure": measure, "value": value, "chance_floor": chance}
+            rows.append(stamp | row | {"p_value": p_values.get(key, np.nan)} | _band(floors, key) | counts)
+
         for at, (first_size, second_size) in sizes.items():
-            sides = [
-                Circuits(edges, self._mask(checkpoint, at).flatten()[edges.flat][None], score)
-                for checkpoint, score in zip(checkpoints, scores, strict=True)
-            ]
+            masks = [self._mask(checkpoint, at).flatten()[edges.flat][None] for checkpoint in checkpoints]
+            sides = [Circuits(edges, mask, score) for mask, score in zip(masks, scores, strict=True)]
             values = of_circuits(*sides, raw=self.raw)
             chance = _chance(sides[0], sides[1], self.config.seed, self.raw)
-            counts = {
-                "size": second_size,
-                "other_size": first_size,
-                "n_edges": int(sides[1].masks.sum()),
-                "other_n_edges": int(sides[0].masks.sum()),
-            }
+            counts = {"size": second_size, "other_size": first_size}
+            counts |= {"n_edges": int(masks[1].sum()), "other_n_edges": int(masks[0].sum())}
             for measure in OF_CIRCUITS:
-                key = f"{at}/{measure}"
-                row = {"at": at, "measure": measure, "value": float(values[measure][0])}
-                row |= {"chance_floor": chance[measure], "p_value": p_values.get(key, np.nan)}
-                rows.append(stamp | row | _band(floors, key) | counts)
-        row = {"at": "scores", "measure": "rank_correlation", "value": correlation, "chance_floor": 0.0}
-        p_value = p_values.get("rank_correlation", np.nan)
-        rows.append(stamp | row | {"p_value": p_value} | _band(floors, "rank_correlation"))
+                add(f"{at}/{measure}", at, measure, float(values[measure][0]), chance[measure], **counts)
+        add("rank_correlation", "scores", "rank_correlation", correlation, 0.0)
         return rows
 
     def _floors(self, checkpoint: Checkpoint, sizes: Mapping[str, tuple[int, int]]) -> Samples:
         """Noise floors of a checkpoint; that at the fixed size is the same in every pair, and worked out once."""
-        key = (checkpoint.model, checkpoint.task, checkpoint.step)
         given = (checkpoint.rule, self.config.seed, self.config.pairs, self.raw)
-        if key not in self._fixed:
-            self._fixed[key] = noise_floor(checkpoint.folds, {"size": sizes["size"]}, *given)
+        if checkpoint.key not in self._fixed:
+            self._fixed[checkpoint.key] = noise_floor(checkpoint.folds, {"size": sizes["size"]}, *given)
         varying = {name: both for name, both in sizes.items() if name != "size"}
-        return self._fixed[key] | (noise_floor(checkpoint.folds, varying, *given) if varying else {})
+        return self._fixed[checkpoint.key] | (noise_floor(checkpoint.folds, varying, *given) if varying else {})
 
     def _mask(self, checkpoint: Checkpoint, at: str) -> Tensor:
         if at == "faithfulness":
             return checkpoint.circuit.in_circuit
-        key = (checkpoint.model, checkpoint.task, checkpoint.step)
-        if key not in self._masks:
-            self._masks[key] = grown(checkpoint, self.size)
-        return self._masks[key]
+        if checkpoint.key not in self._masks:
+            self._masks[checkpoint.key] = grown(checkpoint, self.size)
+        return self._masks[checkpoint.key]
 
 
 def flagged(rows: pd.DataFrame, rate: float) -> pd.DataFrame:
@@ -176,26 +145,18 @@ def flagged(rows: pd.DataFrame, rate: float) -> pd.DataFrame:
 def _band(floors: list[Samples], key: str) -> dict[str, float]:
     """Noise floor and its band of one similarity, over both checkpoints."""
     sides = [floor[key][~np.isnan(floor[key])] for floor in floors]
-    defined = [side for side in sides if len(side)]
-    if not defined:
-        return dict.fromkeys(("noise_floor", "noise_low", "noise_high"), float("nan"))
-    ends = [np.quantile(side, TAILS) for side in defined]
-    return {
-        "noise_floor": float(np.mean([side.mean() for side in defined])),
-        "noise_low": float(min(low for low, _ in ends)),
-        "noise_high": float(max(high for _, high in ends)),
-    }
+    bands = [(side.mean(), *np.quantile(side, TAILS)) for side in sides if len(side)] or [(np.nan,) * 3]
+    means, lows, highs = zip(*bands, strict=True)
+    return {"noise_floor": float(np.mean(means)), "noise_low": float(min(lows)), "noise_high": float(max(highs))}
 
 
 def _chance(first: Circuits, second: Circuits, seed: int, raw: bool) -> dict[str, float]:
     """What random circuits of these sizes would give, by measure."""
-    edges = first.edges
-    sides = (first, second)
-    n_edges = [int(side.masks.sum()) for side in sides]
+    edges, sides = first.edges, (first, second)
+    total, n_edges = len(edges.flat), [int(side.masks.sum()) for side in sides]
     nodes = [edges.nodes(side.masks)[0] for side in sides]
     n_nodes = [int(of_circuit.sum()) for of_circuit in nodes]
     n_heads = [int((of_circuit & edges.heads).sum()) for of_circuit in nodes]
-    total = len(edges.flat)
     scores = [side.scores[side.masks].numpy() for side in sides]
     # An empty circuit lacks even the two nodes that all others have.
     both = edges.graph.n_ends if min(n_nodes) >= 2 else 0

@@ -34,19 +34,13 @@ MEDIAN_OVER = 5
 
 @dataclass(frozen=True)
 class Emergence:
-    """When a curve emerges, as indices among its checkpoints; len(checkpoints) means never.
-
-    Attributes:
-        index: first checkpoint of the sustained crossing.
-        resampled: the same in every resample; a single one where values have no uncertainty.
-        p_value: how often, at most, a curve that stays at chance has such a plateau; nan without uncertainty.
-    """
+    """When a curve emerges, as indices among its n checkpoints; n means never."""
 
     plateau: float
     level: float
-    index: int
-    resampled: Int[np.ndarray, " resample"]
-    p_value: float
+    index: int  # first checkpoint of the sustained crossing
+    resampled: Int[np.ndarray, " resample"]  # the same in every resample; a single one without uncertainty
+    p_value: float  # how often, at most, a curve that stays at chance has such a plateau; nan without uncertainty
     n: int
 
     @property
@@ -71,18 +65,16 @@ def find_emergence(
     signed_errors: Float[np.ndarray, " checkpoint"] | None = None,
     among: int = 1,
 ) -> Emergence:
-    """When a curve emerges.
+    """When a curve emerges: stays at or above chance + fraction * (plateau - chance) for enough checkpoints in a row.
 
     Args:
-        resampled: the values under other draws; None where nothing is known of their uncertainty.
-        fraction: the level is chance + fraction * (plateau - chance).
-        sustained: at how many checkpoints in a row the curve must be at or above the level.
+        resampled: the values under other draws, if anything is known of their uncertainty.
         signed_errors: where values are sizes |x|, the standard errors of x.
         among: of how many curves the values are the largest.
     """
     plateau = float(plateaus(values[None])[0])
-    index = int(crossings(values[None], fraction, sustained, chance)[0])
-    indices, p_value = np.array([index]), np.nan
+    indices = crossings(values[None], fraction, sustained, chance)
+    index, p_value = int(indices[0]), np.nan
     if resampled is not None:
         indices = crossings(resampled, fraction, sustained, chance)
         errors = resampled.std(axis=0, ddof=1) if signed_errors is None else signed_errors
@@ -102,17 +94,12 @@ def _running_medians(values: Float[np.ndarray, "curve checkpoint"]) -> Float[np.
     # Missing values sort behind all others, so the median of a window stands in the middle of those before.
     windows = np.sort(np.lib.stride_tricks.sliding_window_view(padded, MEDIAN_OVER, axis=1), axis=2)
     known = (~np.isnan(windows)).sum(axis=2)
-    below, above = (
-        np.take_along_axis(windows, place[..., None], axis=2)[..., 0]
-        for place in (np.maximum(known - 1, 0) // 2, known // 2)
-    )
-    return (below + above) / 2
+    middle = np.stack([np.maximum(known - 1, 0) // 2, known // 2], axis=2)
+    return np.asarray(np.take_along_axis(windows, middle, axis=2).sum(axis=2) / 2)
 
 
 def _reached_at_chance(above: float, errors: Float[np.ndarray, " checkpoint"], sides: int, among: int) -> float:
     """A bound of the probability that a plateau lies so far above chance (1 side), or away from it (2), by error alone.
-
-    Of the largest of several curves it is that of any of them.
 
     A window's median has at most the error of its middle checkpoint: three of five must reach the plateau.
     """
@@ -153,9 +140,8 @@ def order_shares(
 ) -> tuple[float, float, float]:
     """Shares of the resamples in which the first curve emerges before the second, with it, and after it.
 
-    Args:
-        first, second: indices from `Emergence.resampled` over the same checkpoints.
-        n: how many checkpoints there are. Resamples in which neither emerges do not count; nan if there are no others.
+    Both are indices from `Emergence.resampled` over the same n checkpoints. Resamples in which neither emerges do not
+    count; nan if there are no others.
     """
     counted = (first < n) | (second < n)
     if not counted.any():

@@ -91,7 +91,6 @@ def noise_floor(
 
     Args:
         sizes: edges before pruning of the first and the second circuit, under names of the caller's choice.
-        raw: as of `similarity.weighted_jaccard`.
 
     Returns:
         `<name>/<measure>` for every measure of the circuits, and `rank_correlation`.
@@ -113,10 +112,10 @@ def change_test(
 
     Args:
         first, second: folds of the two checkpoints, of the same graph. Edges that only one of them keeps are left out.
-        sizes: edges before pruning of the first and the second circuit, under names of the caller's choice.
+        sizes: as of `noise_floor`.
         rule: how circuits are grown. Which signs are stable is worked out from all folds together.
         permutations: how many besides the observed circuits.
-        raw: as of `similarity.weighted_jaccard`; the size of scores is then a difference like any other.
+        raw: the size of scores is then a difference like any other.
 
     Returns:
         p-values by `<name>/<measure>`, and of `rank_correlation`; nan where the similarity is not defined, or where
@@ -158,16 +157,11 @@ def change_test(
 def p_value(values: Float[np.ndarray, " permutation"], measure: str) -> float:
     """The share of circuits that are at most as alike as the observed ones, which count themselves.
 
-    Args:
-        values: the measure under every permutation, the observed value first. One without a value is not less alike.
-        measure: counts of edges grow where circuits differ, similarities fall.
-
-    Returns:
-        nan if the observed circuits have no value.
+    The observed value comes first; nan if it is none. Another without a value is not less alike.
     """
     if np.isnan(values[0]):
         return float("nan")
-    alike = -values if measure in COUNTS else values
+    alike = -values if measure in COUNTS else values  # Counts of edges grow where circuits differ.
     # Rounding errors do not break ties.
     return float(np.mean(np.nan_to_num(alike, nan=np.inf) <= alike[0] + 1e-9))
 

@@ -15,21 +15,15 @@ MeasuredEffects = defaultdict[tuple[int, str], tuple[float, float]]
 
 
 def handovers(heads: pd.DataFrame, seed: int, resamples: int) -> pd.DataFrame:
-    """Every change of a role's strongest head, between consecutive checkpoints at which some head holds the role.
+    """Every change of a role's strongest head in a model, between consecutive checkpoints at which some head holds it.
 
-    Args:
-        heads: `ioi_consistency_heads` of one model: `model, step, role, layer, head, effect, effect_se, passes`.
-        seed: of the resampled effects: normal errors, independent between heads and checkpoints.
-
-    Returns:
-        The columns of `handovers`, in order of roles and steps.
+    Effects are resampled with normal errors, independent of each other.
     """
     rng = np.random.default_rng(seed)
     rows = []
     named = heads.assign(name=[f"a{layer}.h{head}" for layer, head in zip(heads["layer"], heads["head"], strict=True)])
     for role, of_role in named[named["passes"].astype(bool)].groupby("role", sort=True):
-        levels = set(of_role["level"])
-        at_levels = named[named["level"].isin(levels)]
+        at_levels = named[named["level"].isin(of_role["level"])]
         measured = MeasuredEffects(lambda: (np.nan, np.nan))
         for step, name, effect, error in at_levels[["step", "name", "effect", "effect_se"]].to_numpy():
             measured[int(step), str(name)] = float(effect), float(error)
@@ -38,11 +32,10 @@ def handovers(heads: pd.DataFrame, seed: int, resamples: int) -> pd.DataFrame:
             for step, at in of_role.groupby("step", sort=True)
         ]
         for (before, old), (after, new) in pairwise(strongest):
-            if old == new:
-                continue
-            effects = (measured[after, name][0] for name in (old, new))
-            share = _share_agreeing(measured, before, after, old, new, rng, resamples)
-            rows.append((of_role["model"].iloc[0], role, before, after, old, new, *effects, share))
+            if old != new:
+                effects = (measured[after, name][0] for name in (old, new))
+                share = _share_agreeing(measured, before, after, old, new, rng, resamples)
+                rows.append((of_role["model"].iloc[0], role, before, after, old, new, *effects, share))
     return pd.DataFrame(rows, columns=list(COMPARISONS["handovers"]))
 
 

@@ -35,25 +35,22 @@ ModelTask = tuple[str, str]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The stored circuit of one checkpoint.
-
-    Attributes:
-        rule: how circuits are grown from scores.
-        circuit: scores and the circuit's edges, none if no circuit was found.
-        folds: scores by fold of the prompts.
-        size: edges asked for of the circuit that was found, before pruning; None if none was.
-        fingerprint: a hash of everything that was read.
-    """
+    """The stored circuit of one checkpoint."""
 
     model: str
     task: str
     rule: SelectionRule
     step: int
     tokens: int
-    circuit: Circuit
+    circuit: Circuit  # without edges if none was found
     folds: KeptFolds
-    size: int | None
-    fingerprint: str
+    size: int | None  # edges asked for of the circuit that was found, before pruning
+    fingerprint: str  # a hash of everything that was read
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """Model, task and step."""
+        return self.model, self.task, self.step
 
 
 @dataclass(frozen=True)
@@ -87,38 +84,31 @@ class Trajectory:
 
 
 def model_tasks(store: Store, config: ComparisonConfig, earlier: Iterable[Sequence[str]] = ()) -> list[ModelTask]:
-    """The models and tasks to compare.
+    """The models and tasks to compare, and what was `earlier`, as far as its results are still there.
 
-    Args:
-        earlier: what is compared already. It is compared again as far as its results are still there.
-
-    Raises:
-        UserError: if there are no circuits, or none of a model or task that the config names.
+    A UserError if there are no circuits, or none of a model or task that the config names.
     """
     models = store.models("graphs")
     if not models:
         raise UserError(f"{store.root / 'graphs'} holds no circuits; run: {how_to_make(store.root, 'graphs')}")
-    named = [folder_named(name) for name in as_list(config.model)]
-    for name in named:
-        if name not in models:
-            raise UserError(f"model: {store.root / 'graphs'} has no circuits of '{name}'{suggest(name, models)}")
-    chosen = named or models
+
+    def known(key: str, given: Names | None, there: list[str]) -> list[str]:
+        names = [folder_named(name) for name in as_list(given)] or there
+        for name in names:
+            if name not in there:
+                raise UserError(f"{key}: {store.root / 'graphs'} has no circuits of '{name}'{suggest(name, there)}")
+        return names
+
+    chosen = known("model", config.model, models)
     tasks = sorted({task for model in chosen for task in store.tasks("graphs", model)})
-    wanted = [folder_named(name) for name in as_list(config.task)] or tasks
-    for name in wanted:
-        if name not in tasks:
-            raise UserError(f"task: {store.root / 'graphs'} has no circuits of '{name}'{suggest(name, tasks)}")
+    wanted = known("task", config.task, tasks)
     asked = [(model, task) for model in chosen for task in store.tasks("graphs", model) if task in wanted]
     before = [(model, task) for model, task in earlier if model in models and task in store.tasks("graphs", model)]
     return list(dict.fromkeys([*before, *asked]))
 
 
 def read_trajectory(store: Store, model: str, task: str) -> Trajectory:
-    """All checkpoints of one model and task.
-
-    Raises:
-        UserError: if results are missing, or come from a version that kept no fold scores.
-    """
+    """All checkpoints of a model and task; a UserError if results are missing, or of a version that kept no folds."""
     graphs, baselines = store.folder("graphs", model, task), store.folder("baselines", model, task)
     settings = graphs.read_run().get("settings", {})
     # Settings of older versions lack those two.
@@ -137,10 +127,8 @@ def read_trajectory(store: Store, model: str, task: str) -> Trajectory:
             raise UserError(f"{graphs.file(step, '.pt')}: holds {error}; {way_out}") from None
         row = baselines.read_table(step).iloc[0]
         if pd.isna(row["full"]) or not bool(circuit.scores.isfinite().all()):
-            raise UserError(
-                f"{graphs.file(step, '.pt')}: holds NaN or infinity; delete it with its .csv, and run: "
-                f"{graphs.how_to_make()}"
-            )
+            way_out = f"delete it with its .csv, and run: {graphs.how_to_make()}"
+            raise UserError(f"{graphs.file(step, '.pt')}: holds NaN or infinity; {way_out}")
         size = None if pd.isna(row["size"]) else int(row["size"])
         found = fingerprint(settings, (graphs, baselines), step)
         tokens = step if pd.isna(row["tokens"]) else int(row["tokens"])  # Where nobody knows them, steps count.
@@ -151,29 +139,22 @@ def read_trajectory(store: Store, model: str, task: str) -> Trajectory:
         raise UserError(f"{graphs.path} holds no sound circuits; run: {graphs.how_to_make(repair=True)}")
     of_roles = {one.circuit.graph.roles: step for step, one in checkpoints.items()}
     if len(of_roles) > 1:  # Circuits are compared by the numbers of their edges.
-        (roles, step), (other, of_other) = list(of_roles.items())[:2]
-        raise UserError(
-            f"{graphs.path}: tokens have the roles {', '.join(roles)} at step {step}, {', '.join(other)} at step "
-            f"{of_other}; measure again: {graphs.how_to_make(overwrite=True)}"
-        )
+        differing = ", ".join(f"{', '.join(roles)} at step {step}" for roles, step in list(of_roles.items())[:2])
+        way_out = f"measure again: {graphs.how_to_make(overwrite=True)}"
+        raise UserError(f"{graphs.path}: tokens have the roles {differing}; {way_out}")
     return Trajectory(model, task, checkpoints, rule)
 
 
 def fixed_sizes(trajectories: Mapping[ModelTask, Trajectory], config: ComparisonConfig) -> dict[str, int]:
     """For every task the size that is compared at where sizes are fixed, in edges before pruning: one for all methods.
 
-    A task without any circuit is logged, and gets 2% of its edges.
-
-    Raises:
-        UserError: if `size` exceeds a graph.
+    A task without any circuit is logged, and gets 2% of its edges. A UserError if `size` exceeds a graph.
     """
     sizes = {}
     for task in sorted({task for _, task in trajectories}):
-        base = task_and_method(task)[0]
-        level = next(each.level for (_, name), each in trajectories.items() if name == task)
-        of_task = [
-            each for (_, name), each in trajectories.items() if task_and_method(name)[0] == base and each.level == level
-        ]
+        level = next(each.level for each in trajectories.values() if each.task == task)
+        kind = task_and_method(task)[0], level
+        of_task = [each for each in trajectories.values() if (task_and_method(each.task)[0], each.level) == kind]
         fewest = min(trajectory.graph.n_edges for trajectory in of_task)
         if config.size is not None and config.size > fewest:
             raise UserError(f"size: {config.size} is more than the {fewest} edges of a model; choose a smaller one")

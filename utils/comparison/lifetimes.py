@@ -21,57 +21,34 @@ from jaxtyping import Bool, Float
 def turnover(present: Bool[np.ndarray, "checkpoint edge"]) -> pd.DataFrame:
     """How many edges are born, return, leave for a while, and die: one row a checkpoint.
 
-    Returns:
-        `n_edges, born, returned, left, died`. Leaving and dying count at the first checkpoint without the edge.
+    Leaving and dying count at the first checkpoint without the edge.
     """
     before = np.vstack([np.zeros_like(present[:1]), present[:-1]])
     ever_before = np.maximum.accumulate(before, axis=0)
     ever_after = np.maximum.accumulate(present[::-1], axis=0)[::-1]  # at this checkpoint or later
     joined, gone = present & ~before, before & ~present
-    counts = {
-        "n_edges": present,
-        "born": joined & ~ever_before,
-        "returned": joined & ever_before,
-        "left": gone & ever_after,
-        "died": gone & ~ever_after,
-    }
+    counts = {"n_edges": present, "born": joined & ~ever_before, "returned": joined & ever_before}
+    counts |= {"left": gone & ever_after, "died": gone & ~ever_after}
     return pd.DataFrame({name: flags.sum(axis=1) for name, flags in counts.items()})
 
 
 def lifetimes(present: Bool[np.ndarray, "checkpoint edge"], steps: Sequence[int]) -> pd.DataFrame:
-    """One row for every edge that is ever present, in the order of the edges.
-
-    Returns:
-        `edge` (its place), `birth_after, birth_step, last_step, death_step, lifetime, n_present, n_spells` and
-        `median_lifetime` of all of them.
-    """
-    n = len(steps)
+    """One row for every edge that is ever present, in the order of the edges: `edge` is its place."""
+    n, at = len(steps), np.asarray(steps)
     edges = np.flatnonzero(present.any(axis=0))
     alive = present[:, edges]
     birth, last = alive.argmax(axis=0), n - 1 - alive[::-1].argmax(axis=0)
     before = np.vstack([np.zeros_like(alive[:1]), alive[:-1]])
-    at = np.asarray(steps)
-    table = pd.DataFrame(
-        {
-            "edge": edges,
-            "birth_after": [at[index - 1] if index else pd.NA for index in birth],
-            "birth_step": at[birth],
-            "last_step": at[last],
-            "death_step": [at[index + 1] if index < n - 1 else pd.NA for index in last],
-            "lifetime": last - birth + 1,
-            "n_present": alive.sum(axis=0),
-            "n_spells": (alive & ~before).sum(axis=0),
-        }
-    ).astype({"birth_after": "Int64", "death_step": "Int64"})
+    table = pd.DataFrame({"edge": edges, "birth_step": at[birth], "last_step": at[last], "lifetime": last - birth + 1})
+    # The last step without it before, and the first after: none where it was there from the first, or to the last.
+    table["birth_after"] = pd.Series(at[birth - 1], dtype="Int64").mask(birth == 0)
+    table["death_step"] = pd.Series(at[(last + 1) % n], dtype="Int64").mask(last == n - 1)
+    table["n_present"], table["n_spells"] = alive.sum(axis=0), (alive & ~before).sum(axis=0)
     return table.assign(median_lifetime=median_lifetime(table["lifetime"].to_numpy(), last < n - 1))
 
 
 def median_lifetime(lifetimes: np.ndarray, died: np.ndarray) -> float:
-    """Median by Kaplan and Meier (1958); nan if the curve of survivors does not fall to one half.
-
-    Args:
-        died: whether each ended; if not, it is censored.
-    """
+    """Median by Kaplan and Meier (1958) where not all died; nan if the curve of survivors does not fall to one half."""
     alive = 1.0
     for age in np.unique(lifetimes[died]):
         at_risk, deaths = (lifetimes >= age).sum(), (died & (lifetimes == age)).sum()
@@ -113,9 +90,6 @@ class RedrawnLives:
         with np.errstate(invalid="ignore", divide="ignore"):
             variance = (squares - total**2 / count) / (count - 1)
         starts = np.searchsorted(draw, np.arange(1, self._n_draws))
-        medians = [
-            median_lifetime(*of_draw) if len(of_draw[0]) else np.nan
-            for of_draw in zip(np.split(lived, starts), np.split(died, starts), strict=True)
-        ]
+        medians = [median_lifetime(*both) for both in zip(np.split(lived, starts), np.split(died, starts), strict=True)]
         known = np.nan_to_num(medians, nan=self._n_checkpoints + 1)
         return np.sqrt(np.where(count > 1, np.maximum(variance, 0), np.nan)), float(known.std(ddof=1))

@@ -70,12 +70,12 @@ def items_of_circuit(edges: Edges, mask: np.ndarray, scores: np.ndarray) -> dict
     sources, nodes, inputs = edge_ends(edges.graph, edges.flat[torch.from_numpy(mask)])
     ends, weight = np.stack([sources, nodes], 1), scores[mask]
     found = np.unique(ends)
-    heads = found[edges.heads.numpy()[found]]
+    shares = np.abs(weight) / max(np.abs(weight).sum(), 1e-300)
     return {
         "edge_jaccard": Items(ends, inputs, np.ones(len(ends))),
         "node_jaccard": _of_nodes(found),
-        "head_jaccard": _of_nodes(heads),
-        "weighted_jaccard": Items(ends, inputs + 4 * (weight < 0), np.abs(weight) / max(np.abs(weight).sum(), 1e-300)),
+        "head_jaccard": _of_nodes(found[edges.heads.numpy()[found]]),
+        "weighted_jaccard": Items(ends, inputs + 4 * (weight < 0), shares),
     }
 
 
@@ -86,17 +86,12 @@ def _of_nodes(nodes: np.ndarray, kind: np.ndarray | int = 0, weight: np.ndarray 
 
 @dataclass(frozen=True)
 class Names:
-    """The names of a second model's nodes among the first's, and what floors need.
-
-    Attributes:
-        own: names of each model's nodes after its heads were matched with themselves.
-        shuffled: these names after the heads of each layer of the first model were dealt anew.
-    """
+    """The names of a second model's nodes among the first's, and what floors need."""
 
     label: str
     of_second: Int[np.ndarray, " node"]
-    own: tuple[np.ndarray, np.ndarray]
-    shuffled: Sequence[np.ndarray]
+    own: tuple[np.ndarray, np.ndarray]  # of each model's nodes after its heads were matched with themselves
+    shuffled: Sequence[np.ndarray]  # after the heads of each layer of the first model were dealt anew
 
 
 class Match:
@@ -107,12 +102,9 @@ class Match:
     ) -> None:
         self.graphs, self.signatures, self.config = graphs, signatures, config
         self.step = signatures[0].step
-        other_prompts = signatures[0].patterns.shape[2] != signatures[1].patterns.shape[2]
-        self.matchers = {
-            signature: Matcher(*signatures, signature, config.match)
-            for signature in SIGNATURES
-            if signature == "function" or not other_prompts
-        }
+        same_prompts = signatures[0].patterns.shape[2] == signatures[1].patterns.shape[2]
+        usable = [signature for signature in SIGNATURES if signature == "function" or same_prompts]
+        self.matchers = {signature: Matcher(*signatures, signature, config.match) for signature in usable}
         self.tables = {signature: matcher.table(config) for signature, matcher in self.matchers.items()}
 
     def table(self) -> pd.DataFrame:
@@ -128,49 +120,37 @@ class Match:
         for signature, matcher in self.matchers.items():
             # [head of the first, head of the second], by layers of the first.
             similarity = similarities(*matcher.points(matcher.half(0))).reshape(*first.shape[:2], -1)
-            table = self.tables[signature]
-            for layer in sorted(set(table["layer"])):
-                rows = table[table["layer"] == layer]
+            for layer, rows in self.tables[signature].groupby("layer"):
                 others = rows["other_layer"] * second.shape[1] + rows["other_head"]
-                yield {
-                    "at": f"layer {layer}",
-                    "measure": "similarity",
-                    "names": signature,
-                    "value": rows["similarity"].mean(),
-                    "shuffled_floor": similarity[layer][:, others].mean(),
-                }
+                stamp = {"at": f"layer {layer}", "measure": "similarity", "names": signature}
+                shuffled = similarity[int(str(layer))][:, others].mean()
+                yield {**stamp, "value": rows["similarity"].mean(), "shuffled_floor": shuffled}
 
     @cached_property
     def names(self) -> list[Names]:
         """By the given names, where both models have one shape, and by every signature."""
         first, second = self.graphs
-        plain = self._nodes(first, first, None), self._nodes(second, second, None)
         dealt = list(deals(first, self.config.seed, DRAWS))
         found = list[Names]()
         if first == second:
-            found.append(Names(GIVEN, plain[1], plain, [self._nodes(first, second, deal) for deal in dealt]))
+            places = [(layer, head) for layer in range(first.n_layers) for head in range(first.n_heads)]
+            plain = Renaming(first, first, dict(zip(places, places, strict=True))).nodes()
+            shuffled = [Renaming(first, first, deal).nodes() for deal in dealt]
+            found.append(Names(GIVEN, plain, (plain, plain), shuffled))
         for signature in self.matchers:
-            own = [
-                self._nodes(graph, graph, self._with_itself(side, signature))
-                for graph, side in zip(self.graphs, self.signatures, strict=True)
-            ]
+            sides = zip(self.graphs, self.signatures, strict=True)
+            own = [Renaming(graph, graph, self._with_itself(side, signature)).nodes() for graph, side in sides]
             matched = heads_of(self.tables[signature])
-            shuffled = [{other: deal[one] for other, one in matched.items()} for deal in dealt]
-            renamed = [self._nodes(first, second, places) for places in shuffled]
-            found.append(Names(signature, self._nodes(first, second, matched), (own[0], own[1]), renamed))
+            redealt = [{other: deal[one] for other, one in matched.items()} for deal in dealt]
+            shuffled = [Renaming(first, second, heads).nodes() for heads in redealt]
+            found.append(Names(signature, Renaming(first, second, matched).nodes(), (own[0], own[1]), shuffled))
         return found
-
-    def _nodes(self, first: Graph, second: Graph, heads: Mapping[HeadPlace, HeadPlace] | None) -> np.ndarray:
-        if heads is None:
-            heads = {(layer, head): (layer, head) for layer in range(first.n_layers) for head in range(first.n_heads)}
-        return Renaming(first, second, heads).nodes()
 
     def _with_itself(self, side: HeadSignatures, signature: Signature) -> dict[HeadPlace, HeadPlace]:
         """A model's heads by the held-out prompts -> those by the others."""
         own = Matcher(side, side, signature, self.config.match)
         pairs = own.pairs(similarities(own.points(own.half(0))[0], own.points(own.half(1))[1]))
-        ones, others = side.places([one for one, _ in pairs]), side.places([other for _, other in pairs])
-        return dict(zip(others, ones, strict=True))
+        return {other: one for one, other in map(side.places, pairs)}
 
 
 class MatchedComparer:
@@ -186,10 +166,11 @@ class MatchedComparer:
             if step not in second.checkpoints:
                 continue
             sides = first.checkpoints[step], second.checkpoints[step]
-            sizes = {"size": (size, size)}
-            if (own := (sides[0].size, sides[1].size)) and own[0] is not None and own[1] is not None:
-                sizes["faithfulness"] = own[0], own[1]
-            for at in (name for name in AT if name in sizes):
+            for at in AT:
+                own_sizes = [side.size for side in sides if side.size is not None]
+                sizes = [size, size] if at == "size" else own_sizes
+                if len(sizes) < len(sides):  # One has no circuit.
+                    continue
                 items = [_circuit(side, size if at == "size" else None) for side in sides]
                 rng = np.random.default_rng(self.config.seed)
                 random = [
@@ -199,7 +180,7 @@ class MatchedComparer:
                 for names in match.names:
                     noise = [
                         self._noise_floor(side, at, of_side, own, names.label)
-                        for side, of_side, own in zip(sides, sizes[at], names.own, strict=True)
+                        for side, of_side, own in zip(sides, sizes, names.own, strict=True)
                     ]
                     for measure in OF_CIRCUITS:
                         row = _row(items[0][measure], items[1][measure], names)
@@ -213,10 +194,8 @@ class MatchedComparer:
             edges = Edges(side.circuit.graph, side.folds.edges)
             scores = bootstrap_scores(side.folds, self.config.seed, 2 * DRAWS)
             masks = side.rule.grower(side.folds).circuits(scores, size)
-            drawn = [
-                items_of_circuit(edges, mask, values)
-                for mask, values in zip(masks.numpy(), scores.numpy(), strict=True)
-            ]
+            both = zip(masks.numpy(), scores.numpy(), strict=True)
+            drawn = [items_of_circuit(edges, mask, values) for mask, values in both]
             pairs = drawn[::2], drawn[1::2]
             self._noise[key] = {measure: _mean_overlap(pairs, measure, own) for measure in OF_CIRCUITS}
         return self._noise[key]
@@ -230,9 +209,8 @@ def _mean_overlap(sides: Sequence[Sequence[Mapping[str, Items]]], measure: str, 
 def _circuit(side: Checkpoint, size: int | None) -> dict[str, Items]:
     edges = Edges.all_of(side.circuit.graph)
     mask = side.circuit.in_circuit if size is None else grown(side, size)
-    return items_of_circuit(
-        edges, mask.flatten()[edges.flat].numpy(), side.circuit.scores.flatten()[edges.flat].numpy()
-    )
+    of_edges = (x.flatten()[edges.flat].numpy() for x in (mask, side.circuit.scores))
+    return items_of_circuit(edges, *of_edges)
 
 
 def _random_like(items: Mapping[str, Items], side: Checkpoint, rng: np.random.Generator) -> dict[str, Items]:
@@ -261,62 +239,44 @@ def _row(first: Items, second: Items, names: Names) -> dict[str, object]:
 def other_rows(
     match: Match, models: tuple[str, str], tables: Mapping[str, pd.DataFrame], roles: Mapping[str, pd.DataFrame]
 ) -> Iterator[dict[str, object]]:
-    """Rows of `matched` about roles in IOI, the emergence of heads' scores, and lifetimes of edges.
-
-    Args:
-        tables: `emergence`, `lifetimes`, and `curves` for the steps that curves have.
-        roles: `ioi_consistency_heads` by model, as far as there are any.
-    """
+    """Rows of `matched` about roles in IOI, if there are any, the emergence of scores, and lifetimes of edges."""
     graphs = match.graphs
 
-    def rows_of(
-        measure: str, items: Sequence[Items], task: str | None = None, at: str | None = None
-    ) -> Iterator[dict[str, object]]:
+    def rows_of(measure: str, items: Sequence[Items], **stamp: str) -> Iterator[dict[str, object]]:
         for names in match.names:
-            yield {"task": task, "at": at, "measure": measure, **_row(items[0], items[1], names)}
+            yield {"task": None, "at": None, **stamp, "measure": measure, **_row(items[0], items[1], names)}
+
+    def of_heads(tables: list[pd.DataFrame], kind: str, steps: np.ndarray | None = None) -> list[Items]:
+        """Heads by what a column says of them; with steps, by at how many of them they have emerged."""
+        kinds, items = sorted(set(pd.concat(tables)[kind])), list[Items]()
+        for graph, rows in zip(graphs, tables, strict=True):
+            places = zip(rows["layer"].astype(int), rows["head"].astype(int), strict=True)
+            heads = np.array([graph.head(*place) for place in places], dtype=int)
+            since = None if steps is None else steps[None, :] >= rows["step"].to_numpy(dtype=float)[:, None]
+            weight = 1.0 if since is None else since.sum(1).astype(float)
+            items.append(_of_nodes(heads, rows[kind].map(kinds.index).to_numpy(dtype=int), weight))
+        return items
 
     if all(model in roles for model in models):
-        held = [
-            roles[model][(roles[model]["step"] == match.step) & roles[model]["passes"].astype(bool)] for model in models
-        ]
-        known = sorted(set(pd.concat(held)["role"]))
-        items = [
-            _of_nodes(_heads(graph, rows), rows["role"].map(known.index).to_numpy(dtype=int))
-            for graph, rows in zip(graphs, held, strict=True)
-        ]
-        yield from rows_of("roles", items)
-    steps = [set(tables["curves"].loc[tables["curves"]["model"] == model, "step"]) for model in models]
-    common = np.array(sorted(steps[0] & steps[1]))
-    emerged = [
-        rows[(rows["model"] == model) & (rows["kind"] == "head") & rows["step"].notna()]
-        for model in models
-        for rows in [tables["emergence"]]
-    ]
-    scores = sorted(set(pd.concat(emerged)["score"]))
-    items = [
-        _of_nodes(
-            _heads(graph, rows),
-            rows["score"].map(scores.index).to_numpy(dtype=int),
-            (common[None, :] >= rows["step"].to_numpy(dtype=float)[:, None]).sum(1).astype(float),
-        )
-        for graph, rows in zip(graphs, emerged, strict=True)
-    ]
-    yield from rows_of("emergence", items)
-    lifetimes = tables["lifetimes"]
-    both = [lifetimes[lifetimes["model"] == model] for model in models]
-    for task in sorted(set(both[0]["task"]) & set(both[1]["task"])):
+        at_step = [roles[model][roles[model]["step"] == match.step] for model in models]
+        yield from rows_of("roles", of_heads([rows[rows["passes"].astype(bool)] for rows in at_step], "role"))
+    of_kinds = (tables["curves"], tables["emergence"], tables["lifetimes"])
+    curves, emergence, lifetimes = ([table[table["model"] == model] for model in models] for table in of_kinds)
+    common = np.array(sorted(set(curves[0]["step"]) & set(curves[1]["step"])))
+    emerged = [rows[(rows["kind"] == "head") & rows["step"].notna()] for rows in emergence]
+    yield from rows_of("emergence", of_heads(emerged, "score", common))
+    for task in sorted(set(lifetimes[0]["task"]) & set(lifetimes[1]["task"])):
         for at in AT:
             items = []
-            for graph, rows in zip(graphs, both, strict=True):
+            for graph, rows in zip(graphs, lifetimes, strict=True):
                 rows = rows[(rows["task"] == task) & (rows["at"] == at)]
                 # Circuits with roles of tokens have other nodes.
                 rows = rows[rows["source"].isin(graph.forward_nodes) & rows["target"].isin(graph.backward_nodes)]
-                edges = rows["source"] + "->" + rows["target"]
-                ends = [graph.edge_index(name) for name in edges]
+                ends = [graph.edge_index(name) for name in rows["source"] + "->" + rows["target"]]
                 flat = torch.tensor([u * graph.n_backward + v for u, v in ends], dtype=torch.long)
                 sources, nodes, inputs = edge_ends(graph, flat)
                 items.append(Items(np.stack([sources, nodes], 1), inputs, rows["lifetime"].to_numpy(dtype=float)))
-            yield from rows_of("lifetimes", items, task, at)
+            yield from rows_of("lifetimes", items, task=task, at=at)
 
 
 def transfer_rows(store: Store, models: tuple[str, str], task: str) -> Iterator[dict[str, object]]:
@@ -338,11 +298,6 @@ def transfer_rows(store: Store, models: tuple[str, str], task: str) -> Iterator[
         for names, row in means[carried.size() == len(models)].iterrows():
             stamp = {"task": task, "step": step, "at": "faithfulness", "measure": "transfer", "names": names}
             yield {**stamp, **row, "noise_floor": own.mean()}
-
-
-def _heads(graph: Graph, rows: pd.DataFrame) -> np.ndarray:
-    places = zip(rows["layer"].astype(int), rows["head"].astype(int), strict=True)
-    return np.array([graph.head(layer, head) for layer, head in places], dtype=int)
 
 
 def same_circuit(matched: pd.DataFrame, groups: Mapping[str, Sequence[str]]) -> pd.DataFrame:

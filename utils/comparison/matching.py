@@ -9,13 +9,10 @@
    Layers may differ by `match.layers`, at the same share of the depth, and heads that share keys and values stay
    together. A pair that costs more than `match.unmatched` is none.
 4. Chance is the match in deals: the heads of both models, if they have one shape, are dealt to two models, layer by
-   layer. A pair that is less similar than the head's match in the median deal counts as none. Whether the models have
-   the same heads at all, `models_p_value` says: all heads together are as similar in that share of the deals.
-   A twin is in the other model in half of the deals, so no single pair is beyond this chance. For pairs, and for models
-   of other shapes, there are shuffled signatures: within each layer of a model, the heads' coordinates along every
-   principal component are dealt out anew, which leaves means, variances and what goes together as it was. `p_value` and
-   `q_value` say whether a pair is more similar than this explains. Such heads lie between the real ones, so the test
-   finds too little, most of all by `attention`.
+   layer (`models_p_value`, and the limit of a pair). A twin is in the other model in half of the deals, so no single
+   pair is beyond this chance. For pairs, and for models of other shapes, there are shuffled signatures (`p_value`):
+   within each layer of a model, the heads' coordinates along every principal component are dealt out anew, which leaves
+   means, variances and what goes together as it was. `docs/comparisons.md#matched-heads` says what either can tell.
 5. All this is done with every second fold of the prompts. How sure a pair is, resamples of those folds say
    (`confidence`), and of the others, which were held out (`held_out`).
 """
@@ -49,21 +46,14 @@ Pairs = list[tuple[int, int]]
 
 @dataclass(frozen=True)
 class HeadSignatures:
-    """The signatures of all heads of one checkpoint, over some tasks.
-
-    Attributes:
-        shape: layers, heads of a layer, and key-value heads of a layer.
-        names: of the scores.
-        folds: of each fold the mean scores, [fold, head, score].
-        patterns: of each fold some attention patterns, [fold, head, entry].
-    """
+    """The signatures of all heads of one checkpoint, over some tasks."""
 
     model: str
     step: int
-    shape: tuple[int, int, int]
-    names: list[str]
-    folds: Float[np.ndarray, "fold head score"]
-    patterns: Float[np.ndarray, "fold head entry"]
+    shape: tuple[int, int, int]  # layers, heads of a layer, and key-value heads of a layer
+    names: list[str]  # of the scores
+    folds: Float[np.ndarray, "fold head score"]  # mean scores
+    patterns: Float[np.ndarray, "fold head entry"]  # of attention
 
     @property
     def layer(self) -> Int[np.ndarray, " head"]:
@@ -97,18 +87,12 @@ class HeadSignatures:
 
 
 def require_signatures(store: Store, config: ComparisonConfig, models: Iterable[str]) -> None:
-    """Refuse to match models without signatures.
-
-    Raises:
-        UserError: if a model has none, with the command that makes them, or if all have none of the step asked for.
-    """
+    """Refuse, with a UserError, to match models if one has no signatures, or none has those of the step asked for."""
     steps = set[int]()
     for model in models:
         if model not in store.models("signatures"):
-            raise UserError(
-                f"match_heads: {store.root / 'signatures'} has none of {model}; run: "
-                f"{how_to_make(store.root, 'signatures', model)}"
-            )
+            command = how_to_make(store.root, "signatures", model)
+            raise UserError(f"match_heads: {store.root / 'signatures'} has none of {model}; run: {command}")
         for task in store.tasks("signatures", model):
             steps |= set(store.folder("signatures", model, task).steps())
     if config.match.step is not None and config.match.step not in steps:
@@ -122,18 +106,14 @@ def common_signatures(
     """The signatures of two models at the last step that both have, of the tasks that both have; None without any."""
     tasks = sorted(set(store.tasks("signatures", first)) & set(store.tasks("signatures", second)))
     steps = [set(store.folder("signatures", model, task).steps()) for model in (first, second) for task in tasks]
-    found = [step for step in sorted(set.intersection(*steps)) if config.match.step in (None, step)] if steps else []
+    found = [step for step in set.intersection(*steps) if config.match.step in (None, step)] if steps else []
     if not found:
         return None
-    return (HeadSignatures.read(store, first, tasks, found[-1]), HeadSignatures.read(store, second, tasks, found[-1]))
+    return HeadSignatures.read(store, first, tasks, max(found)), HeadSignatures.read(store, second, tasks, max(found))
 
 
 class Matcher:
-    """Matches the heads of two checkpoints by one signature.
-
-    Raises:
-        ValueError: if their attention patterns are of other prompts.
-    """
+    """Matches the heads of two checkpoints by one signature; a ValueError if patterns are of other prompts."""
 
     def __init__(self, first: HeadSignatures, second: HeadSignatures, signature: Signature, match: MatchConfig) -> None:
         self.first, self.second, self.match = first, second, match
@@ -243,26 +223,17 @@ class Matcher:
             models_p_value = float(np.mean(saved >= saved[0] - 1e-9))
         middle = np.median(chance, axis=0)
         draws = config.resamples // 5
-        counts = [
-            Counter(pair for resample in self.resampled(side, config.seed, draws) for pair in resample)
-            for side in (0, 1)
-        ]
-        ones, others = (self.first.places([pair[0] for pair in pairs]), self.second.places([pair[1] for pair in pairs]))
-        return pd.DataFrame(
-            {
-                "layer": [layer for layer, _ in ones],
-                "head": [head for _, head in ones],
-                "other_layer": [layer for layer, _ in others],
-                "other_head": [head for _, head in others],
-                "similarity": [similarity[pair] for pair in pairs],
-                "confidence": [counts[0][pair] / draws for pair in pairs],
-                "held_out": [counts[1][pair] / draws for pair in pairs],
-                "p_value": p_values,
-                "q_value": q_values,
-                "models_p_value": models_p_value,
-                "matched": [similarity[pair] >= middle[pair[0]] - 1e-9 for pair in pairs],
-            }
-        )
+        counts = {
+            name: Counter(pair for resample in self.resampled(side, config.seed, draws) for pair in resample)
+            for side, name in enumerate(("confidence", "held_out"))
+        }
+        ones, others = np.array(pairs, dtype=int).reshape(-1, 2).T
+        columns: dict[str, Any] = {"layer": ones // self.first.shape[1], "head": ones % self.first.shape[1]}
+        columns |= {"other_layer": others // self.second.shape[1], "other_head": others % self.second.shape[1]}
+        columns["similarity"] = similarity[ones, others]
+        columns |= {name: [of_side[pair] / draws for pair in pairs] for name, of_side in counts.items()}
+        columns |= {"p_value": p_values, "q_value": q_values, "models_p_value": models_p_value}
+        return pd.DataFrame(columns | {"matched": similarity[ones, others] >= middle[ones] - 1e-9})
 
 
 def similarities(first: Float[np.ndarray, "head c"], second: Float[np.ndarray, "other c"]) -> np.ndarray:

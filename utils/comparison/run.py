@@ -13,9 +13,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import pandas as pd
 import yaml
@@ -27,7 +25,7 @@ from ..config.keys import is_execution, task_and_method
 from ..results.comparison import COMPARISONS, ComparisonFolder, fingerprint
 from ..results.record import recorded_parameters
 from ..results.store import Store
-from .changes import CircuitPair, Comparer, flagged, pairs_between, pairs_over_training
+from .changes import CircuitPair, Comparer, flagged
 from .curves import Curve, best_head_curves, circuit_curves, head_curves, metric_curves
 from .handovers import handovers
 from .inputs import ModelTask, Trajectory, fixed_sizes, model_tasks, read_trajectory
@@ -46,26 +44,17 @@ METHOD = 2
 
 
 def compare(config: ComparisonConfig, *, dry_run: bool = False) -> dict[str, pd.DataFrame]:
-    """Compare all circuits of a results folder, and write the tables.
+    """Compare all circuits of a results folder, and write the tables, which it returns by name.
 
-    What is compared there already stays: its models and tasks are compared too.
-
-    Args:
-        dry_run: say on stdout what there is to do and how long it takes, and write nothing.
-
-    Returns:
-        The tables, by name; none with `dry_run`.
-
-    Raises:
-        UserError: if there is nothing to compare, a name or step of the config does not exist, or the folder holds
-            comparisons with other settings.
+    What is compared there already stays: its models and tasks are compared too. With `dry_run`, it says on stdout what
+    there is to do and how long it takes, and writes nothing. A UserError if there is nothing to compare, a name or step
+    of the config does not exist, or the folder holds comparisons with other settings.
     """
     store = Store(config.results_dir)
     folder = ComparisonFolder(store.root)
-    plan = _Plan.of(config, store, _compared_before(folder, config))
-    models = list(dict.fromkeys(model for model, _ in plan.trajectories))
-    if config.match_heads and len(models) > 1:
-        require_signatures(store, config, models)
+    plan = _Plan(config, store, _compared_before(folder, config))
+    if config.match_heads and len(plan.models) > 1:
+        require_signatures(store, config, plan.models)
     pairs = plan.pairs()
     kept = {key: folder.part(key) for key in pairs}
     left = [key for key, rows in kept.items() if rows is None]
@@ -98,22 +87,17 @@ def compare(config: ComparisonConfig, *, dry_run: bool = False) -> dict[str, pd.
     progress.close()
     log.info("%d pairs of circuits compared, %d of them now, in %s", len(pairs), len(left), duration(progress.seconds))
     tables = {name: tables[name] for name in COMPARISONS}
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    run = {"config": config.model_dump(mode="json"), "compared": list(plan.trajectories)}
+    run = {"config": config.model_dump(mode="json"), "compared": list(plan.trajectories), "sizes": plan.sizes}
+    run["versions"] = {name: importlib.metadata.version(name) for name in PACKAGES}
     # What was left out because it is damaged is a part of what made the tables.
-    gaps = {"left_out": store.left_out} if store.left_out else {}
-    folder.write_all(tables, run | {"sizes": plan.sizes, "versions": versions} | gaps)
+    folder.write_all(tables, run | ({"left_out": store.left_out} if store.left_out else {}))
     _log_changes(similarity)
     log.info("wrote %s: %s", folder.path, ", ".join(f"{name}.csv" for name in COMPARISONS))
     return tables
 
 
 def _compared_before(folder: ComparisonFolder, config: ComparisonConfig) -> list[list[str]]:
-    """The models and tasks of the tables that are there.
-
-    Raises:
-        UserError: if they were made with other settings.
-    """
+    """The models and tasks of the tables that are there; a UserError if they were made with other settings."""
     if config.overwrite or not (folder.path / "run.json").exists():
         return []
     run, usual = folder.read_run(), ComparisonConfig().model_dump(mode="json")
@@ -128,34 +112,20 @@ def _compared_before(folder: ComparisonFolder, config: ComparisonConfig) -> list
     return list(run.get("compared", []))
 
 
-@dataclass(frozen=True)
 class _Plan:
     """What a run compares, checked before any work begins."""
 
-    config: ComparisonConfig
-    store: Store
-    trajectories: Mapping[ModelTask, Trajectory]
-    sizes: Mapping[str, int]
-    references: Mapping[ModelTask, int]
-    groups: Mapping[str, list[str]]
-
-    @classmethod
-    def of(cls, config: ComparisonConfig, store: Store, earlier: list[list[str]]) -> _Plan:
+    def __init__(self, config: ComparisonConfig, store: Store, earlier: list[list[str]]) -> None:
+        self.config, self.store = config, store
         trajectories = {key: read_trajectory(store, *key) for key in model_tasks(store, config, earlier)}
         longest = max(len(trajectory.steps) for trajectory in trajectories.values())
-        if config.emergence.sustained > longest:
-            raise UserError(
-                f"emergence.sustained: {config.emergence.sustained} checkpoints in a row, but there are only {longest}"
-                f"; pass emergence.sustained={longest}"
-            )
-        references = {key: _reference(trajectory, config) for key, trajectory in trajectories.items()}
-        sizes, groups = fixed_sizes(trajectories, config), _groups(config, trajectories)
-        return cls(config, store, trajectories, sizes, references, groups)
-
-    @cached_property
-    def comparers(self) -> dict[str, Comparer]:
-        """By task."""
-        return {task: Comparer(self.config, size) for task, size in self.sizes.items()}
+        if (sustained := config.emergence.sustained) > longest:
+            few = f"{sustained} checkpoints in a row, but there are only {longest}"
+            raise UserError(f"emergence.sustained: {few}; pass emergence.sustained={longest}")
+        self.trajectories, self.models = trajectories, list(dict.fromkeys(model for model, _ in trajectories))
+        self.references = {key: _reference(trajectory, config) for key, trajectory in trajectories.items()}
+        self.sizes, self.groups = fixed_sizes(trajectories, config), _groups(config, trajectories)
+        self.comparers = {task: Comparer(config, size) for task, size in self.sizes.items()}
 
     def rows(self, pair: CircuitPair) -> list[dict[str, object]]:
         """What comparing a pair gives."""
@@ -165,23 +135,28 @@ class _Plan:
         """Every pair of circuits, under a hash of all that its rows follow from."""
         pairs: list[CircuitPair] = []
         for key, trajectory in self.trajectories.items():
-            pairs += pairs_over_training(trajectory, self.references[key])
+            checkpoints = list(trajectory.checkpoints.values())
+            reference = trajectory.checkpoints[self.references[key]]
+            pairs += [CircuitPair("previous", before, after) for before, after in pairwise(checkpoints)]
+            pairs += [CircuitPair("reference", reference, checkpoint) for checkpoint in checkpoints]
         for first, second in _comparable(self.config, self.trajectories):
-            pairs += pairs_between(first, second)
+            against = "model" if first.task == second.task else "method"
+            steps = [step for step in first.steps if step in second.checkpoints]
+            pairs += [CircuitPair(against, first.checkpoints[step], second.checkpoints[step]) for step in steps]
         settings = self.config.model_dump(mode="json", include={"pairs", "permutations", "seed"}) | {"method": METHOD}
         if self.config.weighted_jaccard == "raw":
             settings["weighted_jaccard"] = "raw"
-        found = {}
-        for pair in pairs:
+
+        def of(pair: CircuitPair) -> str:
             circuits = [pair.first.fingerprint, pair.second.fingerprint]
-            found[fingerprint([settings, self.sizes[pair.second.task], pair.against, circuits])] = pair
-        return found
+            return fingerprint([settings, self.sizes[pair.second.task], pair.against, circuits])
+
+        return {of(pair): pair for pair in pairs}
 
 
 def _other_tables(plan: _Plan, progress: Progress) -> dict[str, pd.DataFrame]:
     """All tables but `similarity`: first model by model, then those about several models."""
-    config, store = plan.config, plan.store
-    models = list(dict.fromkeys(model for model, _ in plan.trajectories))
+    config, store, models = plan.config, plan.store, plan.models
     frames: dict[str, list[pd.DataFrame]] = defaultdict(list)  # table -> its rows, model by model
     curves: dict[str, list[Curve]] = {}
     common: dict[str, list[Curve]] = {}  # of names that seeds have in common
@@ -223,36 +198,29 @@ def _other_tables(plan: _Plan, progress: Progress) -> dict[str, pd.DataFrame]:
 
 def _matched_tables(plan: _Plan, tables: Mapping[str, pd.DataFrame], progress: Progress) -> dict[str, pd.DataFrame]:
     """`matches`, `matched` and `same_circuit`: without rows unless `match_heads` asks for them."""
-    matches, rows = list[pd.DataFrame](), list[dict[str, object]]()
+    matches, rows = [pd.DataFrame(columns=list(COMPARISONS["matches"]))], list[dict[str, object]]()
     comparer, store = MatchedComparer(plan.config), plan.store
-    of_model: dict[str, list[Trajectory]] = defaultdict(list)
-    for trajectory in plan.trajectories.values():
-        of_model[trajectory.model].append(trajectory)
-    models = list(of_model) if plan.config.match_heads else []
-    kind = "ioi_consistency_heads"
+    models, kind = plan.models if plan.config.match_heads else [], "ioi_consistency_heads"
+    graphs = {model: trajectory.model_graph for (model, _), trajectory in plan.trajectories.items()}
     roles = {model: store.read_tables(kind, model) for model in models if model in store.models(kind)}
     for pair in combinations(models, 2):
         progress.say(f"{pair[0]} {pair[1]}: heads")
         if (signatures := common_signatures(store, plan.config, *pair)) is None:
             log.warning("%s and %s have no signatures of the same step and task; not matched", *pair)
             continue
-        match = Match((of_model[pair[0]][0].model_graph, of_model[pair[1]][0].model_graph), signatures, plan.config)
+        match = Match((graphs[pair[0]], graphs[pair[1]]), signatures, plan.config)
         matches.append(match.table())
         found = [*match.stability(), *other_rows(match, pair, tables, roles)]
-        for first in of_model[pair[0]]:
-            for second in of_model[pair[1]]:
-                if first.task == second.task and first.graph == first.model_graph:  # Of edges, told apart by no role.
-                    found += comparer.circuits(match, first, second, plan.sizes[first.task])
-                    found += transfer_rows(store, pair, first.task)
+        for (model, task), first in plan.trajectories.items():
+            second = plan.trajectories.get((pair[1], task)) if model == pair[0] else None
+            if second is not None and first.graph == first.model_graph:  # Of edges, told apart by no role.
+                found += comparer.circuits(match, first, second, plan.sizes[task])
+                found += transfer_rows(store, pair, task)
         stamp = {"model": pair[0], "other_model": pair[1], "step": match.step}
         rows += [stamp | row for row in found]
     matched = pd.DataFrame(rows, columns=list(COMPARISONS["matched"]))
-    empty = pd.DataFrame(columns=list(COMPARISONS["matches"]))
-    return {
-        "matches": pd.concat([empty, *matches], ignore_index=True) if matches else empty,
-        "matched": matched,
-        "same_circuit": same_circuit(matched, plan.groups),
-    }
+    same = same_circuit(matched, plan.groups)
+    return {"matches": pd.concat(matches, ignore_index=True), "matched": matched, "same_circuit": same}
 
 
 def _reference(trajectory: Trajectory, config: ComparisonConfig) -> int:
@@ -273,12 +241,13 @@ def _comparable(
     """Pairs of models of one shape with their task, and of methods with their model and task."""
     if config.between == "none":
         return []
-    pairs = [
-        (first, second)
-        for first, second in combinations(trajectories.values(), 2)
-        if first.graph == second.graph and (first.task == second.task or _methods_of_one(first, second))
-    ]
-    for first, second in pairs:
+    pairs = []
+    for first, second in combinations(trajectories.values(), 2):
+        of_one_task = task_and_method(first.task)[0] == task_and_method(second.task)[0]
+        methods_of_one = first.model == second.model and of_one_task
+        if first.graph != second.graph or not (first.task == second.task or methods_of_one):
+            continue
+        pairs.append((first, second))
         if first.rule.grows() != second.rule.grows():
             key, of = ("model", first.task) if first.task == second.task else ("task", first.model)
             raise UserError(
@@ -287,11 +256,6 @@ def _comparable(
                 f"({key}=...), or pass between=none"
             )
     return pairs
-
-
-def _methods_of_one(first: Trajectory, second: Trajectory) -> bool:
-    """Whether two trajectories differ in the method alone that found their circuits."""
-    return first.model == second.model and task_and_method(first.task)[0] == task_and_method(second.task)[0]
 
 
 def _groups(config: ComparisonConfig, trajectories: Mapping[ModelTask, Trajectory]) -> Mapping[str, list[str]]:

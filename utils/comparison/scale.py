@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from ..results.comparison import COMPARISONS
 from .statistics import TAILS
 
 if TYPE_CHECKING:
@@ -30,21 +31,14 @@ COUNTS = {"edges": "n_edges", "nodes": "n_nodes"}
 
 @dataclass(frozen=True)
 class Correlation:
-    """A correlation over models.
-
-    Attributes:
-        statistic: `pearson` or `spearman`.
-        value: nan with fewer than three models, or without variation.
-        low, high: 95% interval of `pearson`; nan with fewer than five models, and for `spearman`.
-        exact: whether all permutations were counted.
-    """
+    """A correlation over models."""
 
     statistic: str
-    value: float
-    low: float
+    value: float  # nan with fewer than three models, or without variation
+    low: float  # ends of the 95% interval of `pearson`; nan with fewer than five models, and for `spearman`
     high: float
     p_value: float
-    exact: bool
+    exact: bool  # whether all permutations were counted
     n: int
 
 
@@ -65,15 +59,7 @@ def correlations(x: Float[np.ndarray, " model"], y: Float[np.ndarray, " model"],
 
 
 def scale_table(faithfulness: pd.DataFrame, parameters: Mapping[str, float], seed: int = 0) -> pd.DataFrame:
-    """Correlations of mean circuit size with parameters for every task.
-
-    Args:
-        faithfulness: `model, task, step, selected, n_edges, n_nodes`; models without a parameter count are left out.
-        seed: of random permutations.
-
-    Returns:
-        `task, count, n_models, statistic, value, low, high, p_value, exact`.
-    """
+    """Correlations of mean circuit size with parameters for every task; models without a count are left out."""
     rows = []
     for count in COUNTS:
         sizes = mean_sizes(faithfulness[faithfulness["model"].isin(list(parameters))], count)
@@ -81,8 +67,7 @@ def scale_table(faithfulness: pd.DataFrame, parameters: Mapping[str, float], see
             x = of_task["model"].map(parameters).to_numpy(dtype=float)
             found = correlations(x, of_task["size"].to_numpy(dtype=float), seed)
             rows += [{"task": task, "count": count, "n_models": len(x)} | asdict(one) for one in found]
-    columns = ["task", "count", "n_models", "statistic", "value", "low", "high", "p_value", "exact"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=list(COMPARISONS["scale"]))
 
 
 def _correlate(name: str, x: np.ndarray, y: np.ndarray, seed: int) -> Correlation:

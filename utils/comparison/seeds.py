@@ -53,27 +53,22 @@ def seed_groups(models: Iterable[str], same_shape: Callable[[str, str], bool]) -
 
 
 def seeds_table(curves: Mapping[str, Sequence[Curve]], groups: Mapping[str, Sequence[str]]) -> pd.DataFrame:
-    """Median, quartiles and dip test of every curve at every step that two models of a group or more have.
-
-    Args:
-        curves: of every model; those of one name are put together.
-    """
+    """Median, quartiles and dip test of curves of one name, at every step that two models of a group or more have."""
     rows: list[dict[str, object]] = []
     for group, models in groups.items():
         points = [
-            {"curve": curve.name, "step": step, "tokens": tokens, "value": value}
+            (curve.name, *point)
             for model in models
             for curve in curves.get(model, ())
-            for step, tokens, value in zip(curve.steps, curve.tokens, curve.values, strict=True)
+            for point in zip(curve.steps, curve.tokens, curve.values, strict=True)
         ]
         table = pd.DataFrame(points, columns=["curve", "step", "tokens", "value"]).dropna(subset="value")
         for name, of_curve in table.groupby("curve", sort=False):
-            summaries = [
-                {"group": group, "curve": name, "step": step, "tokens": at["tokens"].iloc[0]}
-                | _summary(at["value"].to_numpy(dtype=float))
-                for step, at in of_curve.groupby("step", sort=True)
-                if len(at) > 1
-            ]
+            summaries = []
+            for step, at in of_curve.groupby("step", sort=True):
+                if len(at) > 1:
+                    stamp = {"group": group, "curve": name, "step": step, "tokens": at["tokens"].iloc[0]}
+                    summaries.append(stamp | _summary(at["value"].to_numpy(dtype=float)))
             adjusted = adjusted_p_values(np.array([row["dip_p"] for row in summaries], dtype=float))
             rows += [row | {"dip_q": float(q)} for row, q in zip(summaries, adjusted, strict=True)]
     return pd.DataFrame(rows, columns=list(COMPARISONS["seeds"]))
@@ -82,11 +77,9 @@ def seeds_table(curves: Mapping[str, Sequence[Curve]], groups: Mapping[str, Sequ
 def seed_emergence(
     emergence: pd.DataFrame, seeds: pd.DataFrame, groups: Mapping[str, Sequence[str]], rate: float
 ) -> pd.DataFrame:
-    """When each curve emerges over the models of a group.
+    """When each curve emerges over the models of a group; an empty step means never.
 
-    Args:
-        emergence: `model, curve, step`; an empty step means never. A curve is abrupt if its models fall into groups
-            at a checkpoint by which it has emerged in some of them and not in others.
+    A curve is abrupt if its models fall into groups at a checkpoint by which it has emerged in some and not in others.
     """
     rows = []
     for group, models in groups.items():
@@ -102,37 +95,25 @@ def seed_emergence(
             # At each step, in how many models the curve has emerged. Groups count between the first model and the last.
             emerged = (steps[None, :] <= dips["step"].to_numpy(dtype=float)[:, None]).sum(axis=1)
             between = (emerged > 0) & (emerged < len(of_curve))
-            enough = len(of_curve) >= FEWEST
-            abrupt = bool((between & (dips["dip_q"].to_numpy(dtype=float) <= rate)).any())
-            tests = int(np.isfinite(dips["dip_q"].to_numpy(dtype=float)).sum())
-            rows.append(
-                {
-                    "group": group,
-                    "curve": name,
-                    "n_seeds": len(of_curve),
-                    "n_emerged": len(emerged_at),
-                    "median_step": middle if np.isfinite(middle) else np.nan,
-                    "earliest_step": emerged_at.min() if len(emerged_at) else np.nan,
-                    "latest_step": emerged_at.max() if len(emerged_at) else np.nan,
-                    "shape": (ABRUPT if abrupt else NOT_SHOWN) if enough else None,
-                    "power": jump_power(len(of_curve), tests, rate) if enough and tests else np.nan,
-                }
-            )
+            q_values = dips["dip_q"].to_numpy(dtype=float)
+            abrupt, tests = bool((between & (q_values <= rate)).any()), int(np.isfinite(q_values).sum())
+            row = {"group": group, "curve": name, "n_seeds": len(of_curve), "n_emerged": len(emerged_at)}
+            row["median_step"] = middle if np.isfinite(middle) else np.nan
+            if len(emerged_at):
+                row |= {"earliest_step": emerged_at.min(), "latest_step": emerged_at.max()}
+            if len(of_curve) >= FEWEST:
+                row["shape"] = ABRUPT if abrupt else NOT_SHOWN
+                row["power"] = jump_power(len(of_curve), tests, rate) if tests else np.nan
+            rows.append(row)
     table = pd.DataFrame(rows, columns=list(COMPARISONS["seed_emergence"]))
     return table.astype(dict.fromkeys(("median_step", "earliest_step", "latest_step"), "Int64"))
 
 
 @cache
 def jump_power(models: int, tests: int, rate: float) -> float:
-    """The probability that a perfect jump is found where each model has made it with odds of one half.
+    """The probability that a perfect jump is found where some models, but not all, have made it, at odds of one half.
 
-    Args:
-        models: how many there are.
-        tests: checkpoints that are tested beside each other; the smallest of that many p-values must be at most
-            rate / tests (Benjamini and Hochberg 1995).
-
-    Returns:
-        The probability given that some models have jumped and others not.
+    Of so many tests beside each other, the smallest p-value must be at most rate / tests (Benjamini and Hochberg 1995).
     """
     split = np.arange(1, models)
     # Two tight groups: within each, values are a hundredth of the jump apart.
@@ -145,25 +126,13 @@ def jump_power(models: int, tests: int, rate: float) -> float:
 
 
 def _summary(values: np.ndarray) -> dict[str, float | int]:
-    low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
-    dip = p_value = float("nan")
-    if len(values) >= FEWEST and np.ptp(values) > 0:
-        dip, p_value = diptest.diptest(_without_ties(values))
-    return {
-        "n_seeds": len(values),
-        "median": float(median),
-        "lower_quartile": float(low),
-        "upper_quartile": float(high),
-        "lowest": float(values.min()),
-        "highest": float(values.max()),
-        "dip": float(dip),
-        "dip_p": float(p_value),
-    }
-
-
-def _without_ties(values: np.ndarray) -> np.ndarray:
-    """Values, sorted. Equal ones are spread over half the smallest distance between unequal ones, either way."""
+    names = ("lowest", "lower_quartile", "median", "upper_quartile", "highest")
+    row = {"n_seeds": len(values), "dip": np.nan, "dip_p": np.nan}
+    row |= dict(zip(names, np.quantile(values, [0, 0.25, 0.5, 0.75, 1]).tolist(), strict=True))
     found, counts = np.unique(values, return_counts=True)
-    width = np.diff(found).min()
-    spread = [value + width * ((np.arange(n) + 0.5) / n - 0.5) for value, n in zip(found, counts, strict=True)]
-    return np.concatenate(spread)
+    if len(values) >= FEWEST and len(found) > 1:
+        # Equal ones are spread over half the smallest distance between unequal ones, either way.
+        width = np.diff(found).min()
+        spread = [value + width * ((np.arange(n) + 0.5) / n - 0.5) for value, n in zip(found, counts, strict=True)]
+        row["dip"], row["dip_p"] = map(float, diptest.diptest(np.concatenate(spread)))
+    return row

@@ -39,14 +39,10 @@ COUNTS = ("edges_added", "edges_removed")
 
 @dataclass(frozen=True)
 class Edges:
-    """Candidate edges of a graph.
-
-    Attributes:
-        flat: flat index forward * n_backward + backward of each, ascending.
-    """
+    """Candidate edges of a graph."""
 
     graph: Graph
-    flat: Int[Tensor, " edge"]
+    flat: Int[Tensor, " edge"]  # forward * n_backward + backward of each, ascending
 
     @classmethod
     def all_of(cls, graph: Graph) -> Edges:
@@ -74,12 +70,7 @@ class Edges:
 
 @dataclass(frozen=True)
 class Circuits:
-    """Circuits over the same candidate edges.
-
-    Attributes:
-        masks: which of them each circuit holds.
-        scores: what the circuits were grown from.
-    """
+    """Circuits over the same candidate edges, and the scores that they were grown from."""
 
     edges: Edges
     masks: Bool[Tensor, "circuit edge"]

@@ -26,6 +26,5 @@ def binomial_resamples(
     shares: Sequence[float] | np.ndarray, counts: Sequence[int] | np.ndarray, seed: int, resamples: int
 ) -> Float[np.ndarray, "resample checkpoint"]:
     """A parametric bootstrap of shares of independent trials."""
-    counts = np.asarray(counts, dtype=int)
-    successes = np.random.default_rng(seed).binomial(counts, np.clip(shares, 0, 1), size=(resamples, len(counts)))
-    return np.asarray(successes / counts)
+    n = np.asarray(counts, dtype=int)
+    return np.asarray(np.random.default_rng(seed).binomial(n, np.clip(shares, 0, 1), size=(resamples, len(n))) / n)

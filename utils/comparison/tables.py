@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from itertools import combinations
 
@@ -18,21 +19,16 @@ from .keys import ComparisonConfig
 from .lifetimes import RedrawnLives, lifetimes, turnover
 from .similarity import Edges
 
-_NOT_CURVED = "n_edges"
-"""A size falls as often as it rises, so it does not emerge."""
-
 
 def curves_table(curves: Sequence[Curve]) -> pd.DataFrame:
     """Curves with their intervals, one row a checkpoint."""
-    frames = []
+    frames = [pd.DataFrame(columns=list(COMPARISONS["curves"]))] if not curves else []
     for curve in curves:
         low, high = curve.interval()
-        frame = pd.DataFrame(
-            {"step": curve.steps, "tokens": curve.tokens, "value": curve.values, "low": low, "high": high}
-        )
-        frames.append(frame.assign(**curve.stamp(), chance=curve.chance, uncertainty=curve.uncertainty))
-    table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(COMPARISONS["curves"]))
-    return table.reindex(columns=list(COMPARISONS["curves"])).astype({"layer": "Int64", "head": "Int64"})
+        points = {"step": curve.steps, "tokens": curve.tokens, "value": curve.values, "low": low, "high": high}
+        frames.append(pd.DataFrame(points).assign(**curve.stamp()))
+    table = pd.concat(frames, ignore_index=True).reindex(columns=list(COMPARISONS["curves"]))
+    return table.astype({"layer": "Int64", "head": "Int64"})
 
 
 def emergence_table(
@@ -40,11 +36,11 @@ def emergence_table(
 ) -> tuple[pd.DataFrame, dict[str, tuple[Curve, Emergence]]]:
     """When each curve of one model emerges; and the leading curves that do, by name, for the order of emergence."""
     keys = config.emergence
-    curved = [curve for curve in curves if curve.score != _NOT_CURVED]
-    strongest: dict[str, float] = {}
+    curved = [curve for curve in curves if curve.score != "n_edges"]  # A size falls as often as it rises.
+    strongest: dict[str, float] = defaultdict(float)
     for curve in curved:
         if curve.kind == "head":
-            strongest[curve.score] = max(strongest.get(curve.score, 0.0), float(np.nanmax(curve.values)))
+            strongest[curve.score] = max(strongest[curve.score], float(np.nanmax(curve.values)))
     found: list[Emergence | None] = []
     for curve in curved:
         weak = curve.kind == "head" and float(np.nanmax(curve.values)) < keys.weakest * strongest[curve.score]
@@ -57,8 +53,7 @@ def emergence_table(
     rows, leading = [], {}
     for curve, emergence, q_value in zip(curved, found, q_values, strict=True):
         # What is known of a curve goes into its row; the first reason why it has no step ends it.
-        row: dict[str, object] = curve.stamp() | {"chance": curve.chance, "uncertainty": curve.uncertainty}
-        row["maximum"] = pd.Series(curve.values).max()
+        row: dict[str, object] = curve.stamp() | {"maximum": pd.Series(curve.values).max()}
         rows.append(row)
         if emergence is None:
             row["reason"] = f"weaker than {keys.weakest:g} of the score's strongest head"
@@ -115,32 +110,27 @@ def edges_tables(trajectory: Trajectory, size: int, config: ComparisonConfig) ->
     edges = Edges.all_of(trajectory.graph)
     names = edges.names()
     checkpoints = list(trajectory.checkpoints.values())
-    of_unit = {"model": trajectory.model, "task": trajectory.task}
     turned, lived = [], []
     for at in AT:
-        masks = [
-            (checkpoint.circuit.in_circuit if at == "faithfulness" else grown(checkpoint, size))
-            for checkpoint in checkpoints
-        ]
+        fixed = at == "size"
+        masks = [grown(each, size) if fixed else each.circuit.in_circuit for each in checkpoints]
         present = np.stack([mask.flatten()[edges.flat].numpy() for mask in masks])
         if not present.any():
             continue
-        stamp = {"step": trajectory.steps, "tokens": [checkpoint.tokens for checkpoint in checkpoints]}
-        turned.append(turnover(present).assign(**of_unit, at=at, **stamp))
-        table = lifetimes(present, trajectory.steps)
+        stamp = {"model": trajectory.model, "task": trajectory.task, "at": at}
+        tokens = [checkpoint.tokens for checkpoint in checkpoints]
+        turned.append(turnover(present).assign(**stamp, step=trajectory.steps, tokens=tokens))
+        table = lifetimes(present, trajectory.steps).assign(**stamp)
         if min(len(checkpoint.folds.sizes) for checkpoint in checkpoints) > 1:
             lives = RedrawnLives(config.resamples // 5, len(names))
             for checkpoint in checkpoints:
-                own = checkpoint.size if at == "faithfulness" else size
+                own = size if fixed else checkpoint.size
                 lives.add(redrawn(checkpoint, own, config, edges).numpy() if own else np.zeros((1, len(names)), bool))
             of_edges, of_median = lives.errors()
             table["lifetime_se"] = of_edges[table["edge"]]
             table["median_lifetime_se"] = of_median if table["median_lifetime"].notna().all() else np.nan
-        ends = {
-            "source": [names[edge][0] for edge in table["edge"]],
-            "target": [names[edge][1] for edge in table["edge"]],
-        }
-        lived.append(table.assign(**of_unit, at=at, **ends))
+        table["source"], table["target"] = zip(*(names[edge] for edge in table["edge"]), strict=True)
+        lived.append(table)
     columns = list(COMPARISONS["turnover"]), list(COMPARISONS["lifetimes"])
     frames = [pd.concat(parts, ignore_index=True) if parts else pd.DataFrame() for parts in (turned, lived)]
     return frames[0].reindex(columns=columns[0]), frames[1].reindex(columns=columns[1])
