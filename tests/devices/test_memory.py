@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,21 @@ def test_a_number_is_taken_as_it_is() -> None:
     assert MemoryKeys(memory_budget_gb=3.5).budget_gb(CPU) == 3.5
     assert MemoryKeys().memory_budget_gb == "auto"
     assert MemoryKeys().budget_gb(CPU) <= 1.0
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs the C library of Linux")
+def test_what_was_freed_goes_back_to_the_system() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    memory.trim_heap()
+    blocks = [b"x" * (100_000 + n) for n in range(600)]
+    kept = blocks[::100]  # Between those that are freed: by itself the library gives back only what is behind all.
+    during = resident()
+    del blocks
+    memory.release_memory()
+    assert len(kept) == 6
+    assert during - resident() > 4e7
 
 
 @pytest.mark.parametrize("device", DEVICES[1:])

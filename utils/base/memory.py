@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import math
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,11 +83,19 @@ def budget_of_free(free: float) -> float:
     return 2.0 ** math.floor(math.log2(max((1 - MARGIN) * free / 2 / GB, 2**-10)))
 
 
+def trim_heap() -> None:
+    """Give freed memory of the CPU back to the system: the C library of Linux keeps it for later."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:  # Not every C library has it.
+        trim(0)
+
+
 def release_memory() -> None:
     """Give back what is no longer used."""
     import torch
 
     gc.collect()
+    trim_heap()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     elif torch.backends.mps.is_available():

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..base.background import Prefetcher, in_background
 from ..base.errors import CheckpointUnusable, HubUnreachable, UserError, suggest
 from ..base.files import combine
+from ..base.memory import trim_heap
 from ..base.progress import bar
 from ..config.keys import BaseConfig
 from ..hub import checkpoint_files as hub
@@ -111,6 +112,7 @@ class Family:
         tokenizer = self.describe(step).tokenizer
         files, state = self._ahead.take(step) or (self.fetch(step), None)
         weights, parameters = load_weights(files.folder, dtype, where, state, more)
+        trim_heap()  # Of tensors as the files had them, which became the weights.
         if self.input_hashes(step) != inputs:
             raise CheckpointUnusable(
                 f"{files.folder}: changed while it was read; run again once the checkpoint is complete"

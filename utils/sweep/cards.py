@@ -23,7 +23,7 @@ from ..base.memory import GB, budget_of_free
 from ..models.tokenizers import PlainShape
 
 CARDS = (24, 48, 80)
-"""GB of usual GPUs."""
+"""GB of usual GPUs. They have as many GiB, 7% more, which leaves room for what CUDA takes itself."""
 MOST_CARDS = 8
 """How many of them a machine has, at most."""
 SEARCHED = 40
