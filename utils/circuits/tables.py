@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 import torch
@@ -74,29 +75,34 @@ def inclusion(found: FoundCircuit, search: SearchConfig) -> Tensor:
 
 def faithfulness_table(found: FoundCircuit, prompts: CircuitPrompts) -> pd.DataFrame:
     """One row per size evaluated, with 95% intervals."""
-    curve, graph, rows = found.curve, found.circuit.graph, []
-    if curve.sizes:
-        (low, high), (raw_low, raw_high) = curve.intervals(), curve.intervals(raw=True)
-    for place, size in enumerate(curve.sizes):
+    graph, rows = found.circuit.graph, []
+    for size, columns in measured_columns(found.curve, prompts).items():
         mask = top_n_masks(found.order, graph, [size])
-        rows.append(
-            {
-                "size": size,
-                "n_edges": int(edges_in(mask, graph).sum()),
-                "n_nodes": int(count_nodes(mask, graph)[0]),
-                "metric": curve.metric(size),
-                "faithfulness": curve.faithfulness(size),
-                "faithfulness_raw": curve.raw(size),
-                "selected": size == found.size,
-                "metric_se": standard_error(curve.values[size]),
-                "faithfulness_low": float(low[place]),
-                "faithfulness_high": float(high[place]),
-                "faithfulness_raw_low": float(raw_low[place]),
-                "faithfulness_raw_high": float(raw_high[place]),
-                **metric_columns(prompts.task, prompts.evaluation, curve.values[size]),
-            }
-        )
+        counts = int(edges_in(mask, graph).sum()), int(count_nodes(mask, graph)[0])
+        own = {"size": size, "n_edges": counts[0], "n_nodes": counts[1], "selected": size == found.size}
+        rows.append(own | columns)
     return pd.DataFrame(rows, columns=list(FAITHFULNESS.columns))
+
+
+def measured_columns(curve: FaithfulnessCurve, prompts: CircuitPrompts) -> dict[int, dict[str, Any]]:
+    """What tables say of a circuit of each size: its metric and faithfulness, with 95% intervals."""
+    if not curve.sizes:
+        return {}
+    (low, high), (raw_low, raw_high) = curve.intervals(), curve.intervals(raw=True)
+    return {
+        size: {
+            "metric": curve.metric(size),
+            "metric_se": standard_error(curve.values[size]),
+            "faithfulness": curve.faithfulness(size),
+            "faithfulness_low": float(low[place]),
+            "faithfulness_high": float(high[place]),
+            "faithfulness_raw": curve.raw(size),
+            "faithfulness_raw_low": float(raw_low[place]),
+            "faithfulness_raw_high": float(raw_high[place]),
+            **metric_columns(prompts.task, prompts.evaluation, curve.values[size]),
+        }
+        for place, size in enumerate(curve.sizes)
+    }
 
 
 def baselines_table(

@@ -23,7 +23,6 @@ from transformers import PreTrainedTokenizerBase
 from circuits_over_time.edge_attribution_patching.circuits.faithfulness import CircuitEvaluator, FaithfulnessCurve
 from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.architectures import Shape
-from circuits_over_time.edge_attribution_patching.statistics import standard_error
 from circuits_over_time.edge_attribution_patching.units import graph_of
 
 from ..base.errors import UserError
@@ -31,10 +30,10 @@ from ..models.checkpoint import LoadedCheckpoint
 from ..results.kinds import NOT_LEARNED, TRANSFER
 from ..results.store import Result, Store
 from ..tasks import Task, tasks_of
-from ..tasks.prompts import metric_columns
 from .find import CircuitPrompts, evaluator_of, prompts_at
 from .keys import CircuitsConfig
 from .measured import prepare as prepare_circuits
+from .tables import measured_columns
 
 STACK = 16
 """Circuits that are evaluated together."""
@@ -189,21 +188,9 @@ def table_of(
     """A row of `transfer` for each circuit."""
     # Circuits of one size must not be confused: they go by their number.
     curve = FaithfulnessCurve(evaluator.full, evaluator.corrupted, dict(enumerate(values)))
-    (low, high), (raw_low, raw_high) = curve.intervals(), curve.intervals(raw=True)
+    measured = measured_columns(curve, prompts).values()
     rows = [
-        (
-            *circuit.key,
-            len(circuit.edges),
-            curve.metric(number),
-            standard_error(values[number]),
-            curve.faithfulness(number),
-            float(low[number]),
-            float(high[number]),
-            curve.raw(number),
-            float(raw_low[number]),
-            float(raw_high[number]),
-            *metric_columns(prompts.task, prompts.evaluation, values[number]).values(),
-        )
-        for number, circuit in enumerate(circuits)
+        (*circuit.key, len(circuit.edges), *columns.values())
+        for circuit, columns in zip(circuits, measured, strict=True)
     ]
     return pd.DataFrame(rows, columns=list(TRANSFER.columns))
