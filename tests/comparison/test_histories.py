@@ -157,6 +157,13 @@ def test_sizes_of_effects_that_are_none_do_not_emerge() -> None:
         assert noise_that_emerges(range(150), 18, sizes=True, **correlated)[0] <= 0.07
 
 
+def test_a_curve_none_of_whose_values_has_an_error_has_no_p_value() -> None:
+    values, unknown = np.array([0.1, 0.9]), np.full((9, 2), np.nan)
+    found = find_emergence(values, values[None].repeat(9, 0), 0.5, 1, signed_errors=unknown[0])
+    assert np.isnan(found.p_value)
+    assert np.isnan(find_emergence(values, unknown, 0.5, 1).p_value)
+
+
 def test_the_p_value_of_a_plateau_is_that_of_the_largest_of_independent_groups_of_three() -> None:
     """Errors shared by three neighbours each: the plateau of 3 m checkpoints is the largest of m, but for the ends."""
     values, errors = np.full(16, 0.25), np.full(16, 0.1)

@@ -107,6 +107,8 @@ def _reached_at_chance(above: float, errors: Float[np.ndarray, " checkpoint"], s
         return 1.0
     errors = _running_medians(errors[None])[0]
     errors = errors[~np.isnan(errors)]
+    if not len(errors):
+        return np.nan  # No value has an error.
     # Each is a third of a group, or half of one at the ends, where the larger error of two medians counts.
     groups = np.full(len(errors), 1 / 3)
     for end in (slice(0, 2), slice(-2, None)):
