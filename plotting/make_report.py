@@ -21,8 +21,7 @@ from circuits_over_time.plotting.parts.theme import drawn_in
 from circuits_over_time.plotting.report.advice import unfinished
 from circuits_over_time.plotting.report.circuits import circuit_records
 from circuits_over_time.plotting.report.figures import report_figures
-from circuits_over_time.plotting.report.head_attention import attention_records
-from circuits_over_time.plotting.report.heads import head_records
+from circuits_over_time.plotting.report.heads import attention_records, head_records
 from circuits_over_time.plotting.report.page import page_html, refuse_empty
 from circuits_over_time.plotting.report.runs import run_records
 from circuits_over_time.plotting.report.story import story

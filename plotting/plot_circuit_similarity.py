@@ -38,14 +38,10 @@ def moving_average(values: pd.Series, alpha: float) -> pd.Series:
 def similarities(
     circuits: dict[tuple[str, str], dict[int, pd.DataFrame]], reference: int | None, alpha: float, raw: bool = False
 ) -> pd.DataFrame:
-    """Similarities of all circuits with their moving averages, from edge tables by (model, task) and step.
-
-    Args:
-        reference: the step to compare with; None for the checkpoint before. Models without it are logged and left out.
-        raw: as of `weighted_jaccard`.
+    """`similarity_over_training` of edge tables by (model, task) and step; those without the reference are left out.
 
     Returns:
-        Columns of `similarity_over_training` and `model, task, tokens`, `<measure>_average`.
+        Its columns and `model, task, tokens`, `<measure>_average` (moving averages).
     """
     frames = []
     for (model, task), by_step in sorted(circuits.items()):

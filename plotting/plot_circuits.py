@@ -43,12 +43,10 @@ def draw_circuits(table: pd.DataFrame, looks: Looks, count: str, metrics: dict[s
     panels, tasks = task_panels(table, 3)
     cuts = []
     for column, task in enumerate(tasks, 1):
-        part, size = table[table["task"] == task], COUNTS[count]
-        for row, value, hover in (
-            (1, size, ("n_edges", "n_nodes", "faithfulness")),
-            (2, "faithfulness", ("n_edges", "n_nodes")),
-        ):
-            panels.draw_models(part, value, looks, row, column, interval=(f"{value}_low", f"{value}_high"), hover=hover)
+        part, size, hover = table[table["task"] == task], COUNTS[count], ("n_edges", "n_nodes", "faithfulness")
+        for row, (value, shown) in enumerate(((size, hover), ("faithfulness", hover[:2])), 1):
+            ends = (f"{value}_low", f"{value}_high")
+            panels.draw_models(part, value, looks, row, column, interval=ends, hover=shown)
         panels.missing(part, size, "status", looks, 1, column)
         panels.draw_models(part, "full", looks, 3, column, error="full_se", hover=("corrupted", "n_prompts"))
         panels.draw_models(part, "corrupted", looks, 3, column, error="corrupted_se", dash="dot", markers=False)

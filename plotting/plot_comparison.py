@@ -74,7 +74,8 @@ def draw_comparison(table: pd.DataFrame, model: str, measure: str, look: ModelLo
     reference = f"step {int(references[0]):,}" if len(references) == 1 else "reference"
     others = {"previous": "checkpoint before", "reference": reference}
     panels.name_rows(f"to {others[against]}<br>{AT[at]}" for against, at in rows)
-    _add_ring_key(panels, CHANGED_ENTRY)
+    # Also where there is no ring.
+    add_key(panels.figure, CHANGED_ENTRY, legendgroup=CHANGED_ENTRY, mode="markers", marker=ring(CHANGED))
     return panels.done(
         f"Do circuits of {model} change by more than the prompts explain?",
         f"{_title(measure).format('')} Rings: more change than resampled prompts make",
@@ -82,11 +83,9 @@ def draw_comparison(table: pd.DataFrame, model: str, measure: str, look: ModelLo
 
 
 def draw_between(table: pd.DataFrame, measure: str, of: str, title: str) -> Drawing:
-    """The figure of models of one shape, such as seeds, or of a model's methods, compared step by step.
+    """The figure of models of one shape or of a model's methods (`of`), from rows of `similarity` of one measure.
 
-    Args:
-        table: rows of `similarity` of one measure. `model` and `other_model` name the two sides.
-        of: what they are, `models` or `methods`.
+    `model` and `other_model` name the two sides.
     """
     rows = [at for at in AT if (table["at"] == at).any()]
     panels, tasks = task_panels(table, len(rows), 200)
@@ -106,7 +105,7 @@ def draw_between(table: pd.DataFrame, measure: str, of: str, title: str) -> Draw
                 panels.draw(Line(summary, "value", MEDIAN_ENTRY, middle, interval=interval), row, column)
             _set_range(panels, table, measure, row, column)
     panels.name_rows(AT[at] for at in rows)
-    _add_ring_key(panels, DIFFERS_ENTRY)
+    add_key(panels.figure, DIFFERS_ENTRY, legendgroup=DIFFERS_ENTRY, mode="markers", marker=ring(CHANGED))
     return panels.done(title, f"{_title(measure).format(' at the same step')} Rings: differ beyond the prompts")
 
 
@@ -218,11 +217,6 @@ def _mark_changes(
         return
     hover = f"<b>{name}</b><br>step %{{customdata[0]:,}}: {entry} (q = %{{customdata[1]:.2g}})"
     panels.rings(flagged, entry, ring(CHANGED, size), row, column, hover, flagged["q_value"])
-
-
-def _add_ring_key(panels: Panels, entry: str) -> None:
-    """The legend's entry of the rings, also where there are none."""
-    add_key(panels.figure, entry, legendgroup=entry, mode="markers", marker=ring(CHANGED))
 
 
 def _set_range(panels: Panels, table: pd.DataFrame, measure: str, row: int, column: int) -> None:

@@ -100,9 +100,8 @@ def draw_swaps(table: pd.DataFrame, model: str, sets: Sequence[tuple[str, str]])
         )
         title = {"text": "into step", "font": {"size": 12}}
         figure.update_xaxes(title=title, type="category", tickangle=-45, tickfont_size=10, showgrid=False, **where)
-        figure.update_yaxes(
-            title_text="from step", type="category", autorange="reversed", tickfont_size=10, showgrid=False, **where
-        )
+        down = {"type": "category", "autorange": "reversed", "tickfont_size": 10, "showgrid": False}
+        figure.update_yaxes(title_text="from step", **down, **where)
     figure.update_annotations(font_size=13)
     drawing = finish(
         figure,

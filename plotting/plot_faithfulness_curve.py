@@ -68,13 +68,9 @@ def draw_curves(table: pd.DataFrame, model: str, n_curves: int) -> Drawing:
     drawing = finish(figure, f"Faithfulness of circuits of {model}", subtitle, width=width, height=412)
     figure.update_yaxes(range=limits)
     sizes = table.loc[table["size"] > 0, "size"]
-    figure.update_xaxes(
-        type="log",
-        title={"text": "circuit size (edges, before pruning)", "font": {"size": 12}},
-        tickfont_size=11,
-        dtick=1,
-        range=[np.log10(sizes.min()) - 0.1, np.log10(sizes.max()) + 0.1],
-    )
+    span = [np.log10(sizes.min()) - 0.1, np.log10(sizes.max()) + 0.1]
+    title = {"text": "circuit size (edges, before pruning)", "font": {"size": 12}}
+    figure.update_xaxes(type="log", title=title, tickfont_size=11, dtick=1, range=span)
     figure.update_yaxes(title_text="faithfulness (share)", row=1, col=1)
     return drawing
 

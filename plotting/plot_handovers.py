@@ -90,15 +90,8 @@ def draw_handovers(
     )
     figure.update_layout(margin={"l": 18 if narrow else _NAMES, "t": 18, "r": 18})
     axis.apply(figure, 6 if narrow else 14)
-    figure.update_yaxes(
-        range=[len(roles) - 0.5, -0.7],
-        tickvals=list(range(len(roles))),
-        ticktext=chips,
-        showticklabels=not narrow,
-        tickfont_size=12,
-        showgrid=False,
-        zeroline=False,
-    )
+    figure.update_yaxes(range=[len(roles) - 0.5, -0.7], tickvals=list(range(len(roles))), ticktext=chips)
+    figure.update_yaxes(showticklabels=not narrow, tickfont_size=12, showgrid=False, zeroline=False)
     for row, chip in enumerate(chips) if narrow else ():
         write(figure, chip, -0.5, row - 0.4, colour=INK, **_LEFT)
     return drawing

@@ -6,9 +6,6 @@ the role over. A role that no head ever holds says why.
     python plotting/plot_ioi_roles.py -r results -m pythia-160m
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -27,17 +24,6 @@ MOST_TICKS = 12
 _LINE, _LINE_ROWS = 44, 0.72
 
 
-@dataclass(frozen=True)
-class Holder:
-    """A head in a role: `y` of its row, and whether it holds the role by step (absent: not measured)."""
-
-    role: str
-    head: str
-    y: float
-    effects: dict[int, float]
-    held: frozenset[int]
-
-
 def draw_roles(heads: pd.DataFrame, levels: pd.DataFrame, model: str) -> Drawing:
     """The figure of one model, from its rows of `ioi_consistency_heads` and `ioi_consistency`."""
     steps = sorted(int(step) for step in levels["step"].unique())
@@ -46,15 +32,15 @@ def draw_roles(heads: pd.DataFrame, levels: pd.DataFrame, model: str) -> Drawing
     ticks: dict[float, str] = {}
     unheld: set[str] = set()
     for level, (_, roles) in LEVELS.items():
+        of_level = heads[heads["level"] == level]
         for role in roles:
             _note(figure, role_chip(role), y, size=12, colour=INK)
             y += 1
-            rows = list(_holders(heads[heads["level"] == level], role, y))
-            if rows:
-                _cells(figure, rows, steps)
-                ticks |= {row.y: row.head for row in rows}
-                y += len(rows)
-            else:
+            held = of_level[(of_level["role"] == role) & of_level["passes"].astype(bool)]
+            names = _draw_holders(figure, of_level, held, role, y, steps)
+            ticks |= {y + row: name for row, name in enumerate(names)}
+            y += len(names)
+            if not names:
                 y += _explain(figure, why_none(levels[levels["level"] == level]), y)
                 unheld.add(level)
             y += 0.4
@@ -70,56 +56,45 @@ def draw_roles(heads: pd.DataFrame, levels: pd.DataFrame, model: str) -> Drawing
         legend=False,
     )
     named = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), MOST_TICKS)).round().astype(int))
-    figure.update_xaxes(
-        range=[-0.5, len(steps) - 0.5],
-        tickvals=named,
-        ticktext=[f"{steps[i]:,}" for i in named],
-        title={"text": "training step", "font": {"size": 13}},
-        tickangle=0,
-        tickfont_size=11,
-        showgrid=False,
-    )
+    title = {"text": "training step", "font": {"size": 13}}
+    figure.update_xaxes(range=[-0.5, len(steps) - 0.5], tickvals=named, ticktext=[f"{steps[i]:,}" for i in named])
+    figure.update_xaxes(title=title, tickangle=0, tickfont_size=11, showgrid=False)
     rows_named = {"tickvals": list(ticks), "ticktext": list(ticks.values())}
     figure.update_yaxes(range=[y, -0.6], **rows_named, showgrid=False, showline=False, zeroline=False)
     figure.update_layout(margin={"t": 12, "b": 62, "l": 66})
     return drawing
 
 
-def _holders(heads: pd.DataFrame, role: str, y: float) -> Iterator[Holder]:
-    """The heads that ever hold a role, in the order in which they take it over; the first has its row at `y`."""
-    held = heads[(heads["role"] == role) & heads["passes"].astype(bool)]
+def _draw_holders(
+    figure: go.Figure, heads: pd.DataFrame, held: pd.DataFrame, role: str, y: float, steps: list[int]
+) -> list[str]:
+    """Rows of the heads that ever hold a role, the first at `y`; their names, in the order in which they take it."""
     spans = held.groupby(["layer", "head"])["step"].agg(["min", "max"]).sort_values(["min", "max"], kind="stable")
-    for i, (layer, head) in enumerate(spans.index):
-        own = heads[(heads["layer"] == layer) & (heads["head"] == head)]
-        effects = {int(step): float(effect) for step, effect in zip(own["step"], own["effect"], strict=True)}
-        at = held.loc[(held["layer"] == layer) & (held["head"] == head), "step"]
-        yield Holder(role, f"a{layer}.h{head}", y + i, effects, frozenset(int(step) for step in at))
-
-
-def _cells(figure: go.Figure, rows: list[Holder], steps: list[int]) -> None:
-    """The cells of a role's rows: those where the head was measured, and those where it holds the role."""
-    label, colour = role_look(rows[0].role)
-    for fill, state, wanted in (
-        (paint(GRID), "does not hold the role", False),
-        (colour, f"holds the role: {label}", True),
-    ):
-        z = [[1.0 if step in row.effects and (step in row.held) == wanted else None for step in steps] for row in rows]
+    rows = []
+    for layer, head in spans.index:
+        own, at = (table[(table["layer"] == layer) & (table["head"] == head)] for table in (heads, held))
+        effects = dict(zip(map(int, own["step"]), map(float, own["effect"]), strict=True))
+        rows.append((f"a{layer}.h{head}", effects, set(at["step"])))
+    label, colour = role_look(role)
+    states = ((paint(GRID), "does not hold the role", False), (colour, f"holds the role: {label}", True))
+    for fill, state, wanted in states if rows else ():
         figure.add_heatmap(
             x=list(range(len(steps))),
-            y=[row.y for row in rows],
-            z=z,
+            y=[y + row for row in range(len(rows))],
+            z=[[1.0 if step in seen and (step in at) == wanted else None for step in steps] for _, seen, at in rows],
             colorscale=[[0, fill], [1, fill]],
             showscale=False,
             zmin=0,
             zmax=1,
             xgap=1,
             ygap=2,
-            customdata=[[[row.head, step, row.effects.get(step)] for step in steps] for row in rows],
+            customdata=[[[name, step, effects.get(step)] for step in steps] for name, effects, _ in rows],
             hovertemplate=f"<b>%{{customdata[0]}}</b> at step %{{customdata[1]:,}}<br>{state}"
             "<br>effect %{customdata[2]:.3g}<extra></extra>",
             hoverongaps=False,
             name=label,
         )
+    return [name for name, *_ in rows]
 
 
 def _explain(figure: go.Figure, text: str, y: float) -> float:

@@ -95,17 +95,11 @@ def draw_order(order: pd.DataFrame, emergence: pd.DataFrame, model: str, *, narr
     figure.update_layout(
         margin={"l": 34 if narrow else _NAMES, "r": 14 if narrow else width - _NAMES - cells, "t": 26, "b": 30 + below}
     )
-    figure.update_xaxes(
-        tickvals=list(range(n)), ticktext=numbers, side="top", tickangle=0, showgrid=False, tickfont_size=11
-    )
-    figure.update_yaxes(
-        tickvals=list(range(n)),
-        ticktext=numbers if narrow else numbered,
-        range=[n - 0.5, -0.5],
-        showgrid=False,
-        zeroline=False,
-        tickfont_size=11 if narrow else 12,
-    )
+    figure.update_xaxes(ticktext=numbers, side="top", tickangle=0, tickfont_size=11)
+    figure.update_yaxes(ticktext=numbers if narrow else numbered, range=[n - 0.5, -0.5], zeroline=False)
+    figure.update_yaxes(tickfont_size=11 if narrow else 12)
+    for update in (figure.update_xaxes, figure.update_yaxes):
+        update(tickvals=list(range(n)), showgrid=False)
     if narrow:
         corner: dict[str, Any] = {"xref": "paper", "xanchor": "left", "yref": "paper", "yanchor": "top"}
         write(figure, "<br>".join(lines), 0, 0, colour=INK, align="left", xshift=-24, yshift=-14, **corner)

@@ -47,13 +47,13 @@ def choose(table: pd.DataFrame, shots: int, benchmarks: list[str] | None) -> pd.
         raise UserError(f"--shots: {shots} given; the results are of {', '.join(map(str, counts))} shots")
     table = table[table["shots"] == shots]
     metrics = {name: metric for name, (_, metric, _) in BENCHMARKS.items()}
+    there = sorted(set(table["benchmark"]))
     for name in benchmarks or []:
-        if name not in set(table["benchmark"]):
-            there = ", ".join(sorted(set(table["benchmark"])))
-            raise UserError(f"--benchmark: no results of {name} (there: {there})")
+        if name not in there:
+            raise UserError(f"--benchmark: no results of {name} (there: {', '.join(there)})")
         # Benchmarks that the figure does not know are drawn by the first metric the file gives.
         metrics.setdefault(name, table.loc[table["benchmark"] == name, "metric"].iloc[0].partition(",")[0])
-    wanted = benchmarks or [name for name in BENCHMARKS if (table["benchmark"] == name).any()]
+    wanted = benchmarks or [name for name in BENCHMARKS if name in there]
     if not wanted:
         raise UserError(f"none of {', '.join(BENCHMARKS)} is among the results; name others with --benchmark")
     plain = table["metric"].str.partition(",")[0]

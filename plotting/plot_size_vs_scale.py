@@ -29,8 +29,7 @@ def size_against_scale(sizes: pd.DataFrame, parameters: Mapping[str, float]) -> 
     """Pearson's r over models between parameter count and circuit size (`model, task, size`), for every task.
 
     Returns:
-        `task, r, p_value, exact, n_models`; r is NaN with fewer than three models or without variation. p-values come
-        from permutations of the models (`utils.comparison.scale`).
+        `task, r, p_value, exact, n_models`; r is NaN with fewer than three models or without variation.
 
     Raises:
         ValueError: if a model and task come twice, or a model has no parameter count.

@@ -43,9 +43,7 @@ Where = dict[str, int]
 def spans(lifetimes: pd.DataFrame) -> pd.DataFrame:
     """Edges that are born and die together, in order of birth, then of death, from rows of one model, task and size.
 
-    Returns:
-        `birth_step, last_step, lifetime, n_edges, n_present` (its mean), `lives` (whether the last circuit has them),
-        and `below`, the number of edges in the rows before.
+    `n_present` is their mean, `lives` whether the last circuit has them, `below` the number of edges before them.
     """
     keys = ["birth_step", "last_step"]
     rows = lifetimes.assign(lives=lifetimes["death_step"].isna())
@@ -123,8 +121,7 @@ def _draw_lives(figure: go.Figure, lifetimes: pd.DataFrame, axis: CheckpointAxis
     for entry, rows in ((LASTING, table[table["lives"]]), (ENDED, table[~table["lives"]])):
         if rows.empty:
             continue
-        first = [axis.place(step) for step in rows["birth_step"]]
-        last = [axis.place(step) for step in rows["last_step"]]
+        first, last = ([axis.place(step) for step in rows[name]] for name in ("birth_step", "last_step"))
         figure.add_bar(
             orientation="h",
             base=[place - 0.5 for place in first],

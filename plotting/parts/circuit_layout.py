@@ -32,7 +32,7 @@ class CircuitLayout:
     """Positions of a circuit's nodes.
 
     Attributes:
-        positions: centre (x, y) of every node's box; boxes are BOX_WIDTH by BOX_HEIGHT.
+        positions: centre (x, y) of every node's box, which is BOX_WIDTH by BOX_HEIGHT.
         rows: y and name of every row, from below.
         half_width: all boxes lie within [-half_width, half_width].
         columns: of the roles that have nodes, from the left: where their columns begin and end.
@@ -50,11 +50,7 @@ class CircuitLayout:
 
 
 def graph_of_roles(folder: ResultsFolder, step: int, edges: pd.DataFrame) -> Graph:
-    """The graph of a stored circuit whose list of edges has roles.
-
-    Raises:
-        UserError: if it has no such role.
-    """
+    """The graph of a stored circuit whose list of edges has roles; a UserError if it has no such role."""
     graph = folder.read_circuit(step)[0].graph
     if unknown := set(edges["role"].dropna()) - set(graph.roles):
         raise UserError(f"{folder.file(step)}: role {min(unknown)!r} is not one of its .pt: {', '.join(graph.roles)}")

@@ -22,11 +22,7 @@ T = TypeVar("T")
 
 
 def edges_of(circuit: pd.DataFrame) -> dict[Edge, float]:
-    """Scores by (source, target).
-
-    Raises:
-        ValueError: if an edge is there twice.
-    """
+    """Scores by (source, target); a ValueError if an edge is there twice."""
     circuit = circuit.assign(source=named_sources(circuit), target=named_targets(circuit))
     edges = {(str(s), str(t)): float(x) for s, t, x in circuit[["source", "target", "score"]].itertuples(index=False)}
     if len(edges) < len(circuit):
@@ -88,11 +84,7 @@ def compare(first: pd.DataFrame, second: pd.DataFrame, raw: bool = False) -> dic
 def similarity_over_training(
     circuits: Mapping[int, pd.DataFrame], reference: int | None = None, raw: bool = False
 ) -> pd.DataFrame:
-    """Each checkpoint's circuit against the one before it, or against a reference.
-
-    Args:
-        reference: step to compare all with; by default every circuit is compared with that of the checkpoint before.
-        raw: as of `weighted_jaccard`.
+    """Each checkpoint's circuit against the one before it, or against that of the step `reference`.
 
     Returns:
         One row per step, ascending, with `COLUMNS`. The first checkpoint has none before it, and so no row.

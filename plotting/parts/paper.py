@@ -141,11 +141,8 @@ class _Page:
         """Lines of text that stand below the panels."""
         self.panels = self._find_panels()
         for panel in self.panels:
-            if (
-                panel.is_matrix
-                and max(map(text_width, _texts(panel, "y")), default=0) > _NAME
-                and panel.y.ticktext is None
-            ):
+            wide = max(map(text_width, _texts(panel, "y")), default=0) > _NAME
+            if wide and panel.is_matrix and panel.y.ticktext is None:
                 for axis, letter in ((panel.x, "x"), (panel.y, "y")):
                     names = _texts(panel, letter)
                     axis.update(tickmode="array", tickvals=names, ticktext=[fold(name, _NAME) for name in names])
@@ -306,19 +303,11 @@ class _Page:
             for shift in ("xshift", "yshift"):
                 if note[shift]:
                     note[shift] *= em / _SCREEN * (_DENSE if note[shift] > _NAME_SHIFT else 1)
+        bar = {"tickfont": {"size": em}, "title": {"font": {"size": em}}, "thickness": 0.8 * em}
+        bar |= {"outlinewidth": 0, "xpad": 0.4 * em, "ypad": 0}
         for trace in figure.data:
             if trace.type == "heatmap":
-                trace.update(
-                    textfont_size=0.85 * em,
-                    colorbar={
-                        "tickfont": {"size": em},
-                        "title": {"font": {"size": em}},
-                        "thickness": 0.8 * em,
-                        "outlinewidth": 0,
-                        "xpad": 0.4 * em,
-                        "ypad": 0,
-                    },
-                )
+                trace.update(textfont_size=0.85 * em, colorbar=bar)
 
     # Rows and columns.
 
@@ -393,12 +382,8 @@ class _Page:
             return {"text": None}, _EDGE * em
         title, subtitle = fold(self.drawing.title, room / 1.3), fold(self.drawing.subtitle, room)
         faint = f"<br>{small(subtitle, em)}" if subtitle else ""
-        heading = {
-            "text": f"<b>{title}</b>{faint}",
-            "font": {"size": 1.2 * em},
-            "x": _EDGE * em / self.width,
-            "xref": "container",
-        }
+        heading: dict[str, Any] = {"text": f"<b>{title}</b>{faint}", "font": {"size": 1.2 * em}}
+        heading |= {"x": _EDGE * em / self.width, "xref": "container"}
         # Plotly sets the distance of all lines by the first one's size.
         height = em * (1.2 * 1.3 * (_lines(title) + (_lines(subtitle) if subtitle else 0)) + _EDGE)
         return heading, height + 0.8 * em
@@ -446,12 +431,9 @@ class _Page:
     def _of_other_columns(self, panel: _Panel) -> bool:
         """Whether the next panel with curves in its column is of another one."""
         below = [p for p in self.panels if p.row > panel.row and p.column == panel.column and p.traces]
-        below.sort(key=lambda other: other.row)
-        return (
-            bool(below)
-            and below[0].native_column != panel.native_column
-            and len(self.panels) > len({p.row for p in self.panels})
-        )
+        following = min(below, key=lambda other: other.row, default=panel)
+        several = len(self.panels) > len({p.row for p in self.panels})
+        return several and following.native_column != panel.native_column
 
     def _one_x_title(self) -> str:
         """The title that all x axes share, which stands once below all panels."""
@@ -494,13 +476,8 @@ class _Page:
                     continue
                 text = fold(note.text, room)
                 if "domain" in str(note.yref) and note.yanchor == "bottom" and panel.title is None and _lines(text) > 1:
-                    note.update(
-                        text=fold(note.text, width / em + 0.5),
-                        xanchor="center",
-                        yref="paper",
-                        xref="paper",
-                        bgcolor=None,
-                    )
+                    note.update(text=fold(note.text, width / em + 0.5), xanchor="center", yref="paper")
+                    note.update(xref="paper", bgcolor=None)
                     panel.title = note
                     panel.notes.remove(note)
                     continue
@@ -526,11 +503,8 @@ class _Page:
     def _fit_bars(self, panel: _Panel, width: float) -> None:
         """Names on bars: in one line or two, or none where a bar is too short."""
         bars = [trace for trace in panel.traces if trace.type == "scatter" and trace.fill == "toself"]
-        for note in [
-            note
-            for note in panel.notes
-            if note.bgcolor and not note.bgcolor.startswith("rgb") and bars and note.xref != "paper"
-        ]:
+        notes = [note for note in panel.notes if (note.bgcolor or "rgb")[:3] != "rgb" and note.xref != "paper"]
+        for note in notes if bars else ():
             for bar in bars:
                 (x0, x1), (y0, y1) = (min(bar.x), max(bar.x)), (min(bar.y), max(bar.y))
                 if not (x0 <= note.x <= x1 and y0 <= note.y <= y1):
@@ -559,12 +533,8 @@ class _Page:
             for note in names:
                 note.font.size = share * self.em
             size, wide = share * self.em / PIXELS["pt"], self.width / share / PIXELS["in"]
-            logger.warning(
-                "%s: names of nodes are %.1fpt to fit their boxes; ask for a width of %.2gin, or fewer edges",
-                self.drawing.title,
-                size,
-                wide,
-            )
+            advice = "names of nodes are %.1fpt to fit their boxes; ask for a width of %.2gin, or fewer edges"
+            logger.warning(f"%s: {advice}", self.drawing.title, size, wide)
 
     def _place(self, panel: _Panel, x: list[float], y: list[float], height: float) -> None:
         panel.x.domain, panel.y.domain = x, y
@@ -625,14 +595,8 @@ class _Page:
                 if width / len(trace.z[0]) < 0.85 * self.em * (text_width("0.00") + 0.3):
                     trace.texttemplate = None
                 if trace.showscale:
-                    trace.colorbar.update(
-                        lenmode="pixels",
-                        len=heights[0],
-                        y=panel.y.domain[1],
-                        yanchor="top",
-                        x=1 - _COLOUR_BAR * self.em / self.width,
-                        xanchor="left",
-                    )
+                    x, y = 1 - _COLOUR_BAR * self.em / self.width, panel.y.domain[1]
+                    trace.colorbar.update(lenmode="pixels", len=heights[0], y=y, yanchor="top", x=x, xanchor="left")
 
 
 def _parts(items: Sequence[Any], most: int) -> list[Any]:
@@ -730,10 +694,8 @@ def _thin_powers(panel: _Panel, room: float) -> None:
     """Of ticks at 1, 2 and 5 times powers of ten, keep the powers where the others would touch."""
     values = [value for trace in panel.traces for value in np.asarray(trace.y, dtype=float) if value > 0]
     if np.log10(2) / max(np.log10(max(values) / min(values)) + 0.5, 0.5) * room < _LINE:
-        ticks = [
-            (v, t) for v, t in zip(panel.y.tickvals, panel.y.ticktext, strict=True) if np.isclose(np.log10(v) % 1, 0)
-        ]
-        panel.y.update(tickvals=[value for value, _ in ticks], ticktext=[text for _, text in ticks])
+        kept = [i for i, value in enumerate(panel.y.tickvals) if np.isclose(np.log10(value) % 1, 0)]
+        panel.y.update({key: [panel.y[key][i] for i in kept] for key in ("tickvals", "ticktext")})
 
 
 def _thin_ticks(axis: Any, room: float) -> None:

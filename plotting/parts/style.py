@@ -196,11 +196,10 @@ class Drawing:
         """About how many rows the legend takes, from the lengths of its names."""
         layout = self.figure.layout
         names = [trace.name for trace in self.figure.data if trace.name and trace.showlegend is not False]
-        widths = [_LEGEND_ENTRY + _LEGEND_LETTER * len(name) for name in names]
         room = layout.width - (layout.margin.l or 0) - (layout.margin.r or 0)
         rows, left = 1, room
-        for width in widths:
-            if width > left:
+        for name in names:
+            if (width := _LEGEND_ENTRY + _LEGEND_LETTER * len(name)) > left:
                 rows, left = rows + 1, room
             left -= width
         return rows
@@ -211,11 +210,8 @@ def finish(
 ) -> Drawing:
     """Give a drawn figure the template of the theme in use, in place, and a heading.
 
-    Args:
-        figure: traces of one name get one entry in the legend, however many panels they are in.
-        title, subtitle: see `Drawing`.
-        width: pixels in PNG and PDF; the HTML fills the window but keeps the height.
-        legend: whether the figure has a legend.
+    Traces of one name get one entry in the legend, however many panels they are in. Width and height are pixels in PNG
+    and PDF; the HTML fills the window but keeps the height.
     """
     named: set[str] = set()
     for trace in figure.data if legend else ():

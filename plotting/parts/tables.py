@@ -4,8 +4,9 @@ import argparse
 import copy
 import html
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
+from typing import Any
 
 import pandas as pd
 
@@ -31,9 +32,8 @@ class NotMeasured(UserError):
 class Results:
     """The results of the models and tasks asked for.
 
-    Args:
-        arguments: parsed command line: `model` and `task` (lists of names, or None for all), and a figure's options.
-        in_report: whether they are for the report, which says by itself what could be measured too.
+    `arguments` are a parsed command line: `model` and `task` (lists of names, or None for all), and a figure's options.
+    The report says by itself what could be measured too.
     """
 
     def __init__(self, store: Store, arguments: argparse.Namespace = EVERYTHING, *, in_report: bool = False) -> None:
@@ -87,19 +87,16 @@ class Results:
         if not frames or (not measured and kind == "baselines"):  # Which say why there are none.
             raise UserError(nothing)
         if not measured:
-            raise UserError(f"{folder}: measured, but no checkpoint has a circuit{self._why_none()}: nothing to draw")
+            baselines = self.table_if_any("baselines")  # Which may say why there are none.
+            statuses = [] if baselines is None else sorted(set(baselines["status"].dropna()) - {*WITH_CIRCUIT})
+            why = f" ({', '.join(statuses)})" if statuses else ""
+            raise UserError(f"{folder}: measured, but no checkpoint has a circuit{why}: nothing to draw")
         # A table without rows has no types, and would make every column an object column.
         table = pd.concat(measured, ignore_index=True).infer_objects()
         if table["tokens"].isna().any():  # Nobody says how many they were: the axis counts steps.
             table["tokens"] = table["step"]
         _log_gaps(table, kind)
         return table
-
-    def _why_none(self) -> str:
-        """Why there are no circuits, if the baselines say so."""
-        baselines = self.table_if_any("baselines")
-        statuses = [] if baselines is None else sorted(set(baselines["status"].dropna()) - {*WITH_CIRCUIT})
-        return f" ({', '.join(statuses)})" if statuses else ""
 
     def table_if_any(self, kind: str, *, note: bool = False) -> pd.DataFrame | None:
         """Like `table`, but None if there is nothing, with a line in the log if `note`."""
@@ -111,10 +108,7 @@ class Results:
             return None
 
     def comparison(self, name: str, *, whole: bool = False) -> pd.DataFrame:
-        """A table of `results/comparison`, for the models and tasks asked for. Rows that are of no task stay.
-
-        Args:
-            whole: whether to give all rows, and perhaps none.
+        """A table of `results/comparison`: rows of the models and tasks asked for or of no task, or the `whole`.
 
         Raises:
             UserError: naming the command that makes the table, if it holds nothing of what is asked for; a NotMeasured
@@ -143,12 +137,9 @@ class Results:
         return table.reset_index(drop=True)
 
     def circuits(self, *, with_roles: bool = False) -> dict[tuple[str, str], dict[int, pd.DataFrame]]:
-        """Edge tables by (model, task) and step; steps without a circuit are absent.
+        """Edge tables by (model, task) and step; steps without a circuit are absent. Errors as of `table`.
 
         Neurons are counted by node, and edges with roles of tokens added up, unless asked for with them.
-
-        Raises:
-            UserError: naming the command that makes circuits, if there are none.
         """
         circuits: dict[tuple[str, str], dict[int, pd.DataFrame]] = {}
         for model, rows in by_model(self.table("graphs")):
@@ -223,6 +214,24 @@ def html_table(head: Iterable[str], rows: Iterable[Iterable[str]], css: str = ""
     )
     top = "".join(f"<th scope='col'>{name}</th>" for name in names)
     return f"<div class='scroll'><table class='{css}'><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def plain(value: Any) -> Any:
+    """A value from a table as JSON has it: missing is None, numbers to six digits."""
+    if value is None or (isinstance(value, float) and value != value):
+        return None
+    if isinstance(value, str):
+        return value
+    number = float(value)
+    if number in (float("inf"), float("-inf")):
+        return None
+    return int(number) if number.is_integer() and abs(number) < 2**53 else float(f"{number:.6g}")
+
+
+def fields(row: Mapping[Any, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """The named cells of a row that exist and are not empty."""
+    cells = {name: plain(row[name]) for name in names if name in row}
+    return {name: cell for name, cell in cells.items() if cell is not None}
 
 
 def escaped(table: pd.DataFrame) -> pd.DataFrame:

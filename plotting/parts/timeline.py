@@ -19,23 +19,16 @@ OPEN = "no checkpoint beyond"
 
 
 class Timeline:
-    """Rows over the training axis, from top to bottom.
-
-    Args:
-        checkpoints: `step, tokens` of every checkpoint.
-        narrow: whether to write the rows' names into the figure instead of next to it.
-    """
+    """Rows over the training axis of all checkpoints (`step, tokens`); a `narrow` one has the rows' names inside."""
 
     def __init__(
         self, checkpoints: pd.DataFrame, rows: Sequence[str], row_height: int = ROW, *, narrow: bool = False
     ) -> None:
         self.row_height, self.narrow = row_height + ABOVE * narrow, narrow
         self.axis = TimeAxis.of(checkpoints)
-        self.rows = rows
-        self.figure = go.Figure()
+        self.rows, self.figure = rows, go.Figure()
         self._tokens = dict(zip(checkpoints["step"], checkpoints["tokens"], strict=False))
-        self._open = False
-        self._marks = checkpoints
+        self._open, self._marks = False, checkpoints
 
     def bar(self, place: float, low: int, high: int, colour: str, entry: str, *, width: float, text: str = "") -> None:
         """A bar from one step to another; one step alone is a short one. Bars without a text are not in the legend."""
@@ -126,14 +119,9 @@ class Timeline:
         self.figure.update_layout(margin={"l": 18 if self.narrow else LEFT, "t": 14})
         self.axis.apply(self.figure)
         self.axis.mark_break(self.figure)
-        self.figure.update_yaxes(
-            tickvals=list(range(len(self.rows))),
-            ticktext=list(self.rows),
-            range=[len(self.rows) - 0.4, -0.6],
-            zeroline=False,
-            tickfont_size=12,
-            showticklabels=not self.narrow,
-        )
+        n = len(self.rows)
+        self.figure.update_yaxes(tickvals=list(range(n)), ticktext=list(self.rows), range=[n - 0.4, -0.6])
+        self.figure.update_yaxes(zeroline=False, tickfont_size=12, showticklabels=not self.narrow)
         for place, name in enumerate(self.rows) if self.narrow else ():
             look: dict[str, Any] = {"xref": "paper", "xanchor": "left", "bgcolor": paint(WHITE), "borderpad": 0}
             write(self.figure, name, 0.01, place, colour=INK, yshift=0.5 * self.row_height - 4, **look)

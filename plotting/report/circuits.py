@@ -20,8 +20,7 @@ from circuits_over_time.utils.tasks.registry import primary_metric, task_label
 from ..parts.circuit_layout import at_roles, graph_of_roles, lay_out
 from ..parts.circuit_similarity import nodes_of
 from ..parts.style import metric_label, task_order
-from ..parts.tables import Results
-from .cells import fields, plain
+from ..parts.tables import Results, fields, plain
 
 if TYPE_CHECKING:
     from circuits_over_time.edge_attribution_patching.graph import Graph

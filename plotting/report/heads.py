@@ -1,5 +1,7 @@
-"""The head table: every head's scores at every checkpoint, and the roles it plays with their first and last step."""
+"""Heads on the page: scores at every checkpoint, roles with their first and last step, and what they attend to."""
 
+import base64
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,13 +11,14 @@ from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.results.kinds import KINDS
 from circuits_over_time.utils.tasks.registry import task_label
 
-from ..parts.head_attention import matches_of
+from ..parts.head_attention import HeadsSeen, heads_seen, matches_of
 from ..parts.head_scores import SCORES, SINGLE, head_scores, score_label
 from ..parts.roles import ROLES, role_look, roles_by_step
 from ..parts.style import in_order, model_order
-from ..parts.tables import Results
-from .cells import plain
+from ..parts.tables import Results, plain
 
+# Bytes of JSON that what heads attend to may take of each model.
+BUDGET = 1_000_000
 # A role, what it means, the rows `step, layer, head` of heads that have it, and at how many steps that was measured.
 RoleHolders = tuple[str, str, pd.DataFrame, int]
 
@@ -126,3 +129,44 @@ def _by_effect(results: Results) -> Iterator[tuple[str, RoleHolders]]:
             for name, of_role in held.groupby("role", sort=False):
                 meaning = f"found to play this role by its effect, and passed the role's tests (results/{kind})"
                 yield model, (f"{role_look(str(name))[0]} (by effect)", meaning, of_role, n_steps)
+
+
+def attention_records(results: Results, model: str) -> dict[str, dict[str, Any]]:
+    """By task, as much as fits into the budget: `seen`, some checkpoints in order, and `measured`, how many there are.
+
+    Of few checkpoints all are there, else every second, fourth, ... from the last; of a last one that is too large by
+    itself the heads that move a token the most, and `without`, how many are left out.
+    """
+    by_task = {task: heads_seen(results, model, task) for task in results.tasks("attention", model)}
+    records = {task: [_seen_record(step, seen) for step, seen in by_step.items()] for task, by_step in by_task.items()}
+    stride = 1
+    while (kept := {task: of_task[::-stride][::-1] for task, of_task in records.items()}) and _size(kept) > BUDGET:
+        if all(len(of_task) < 2 for of_task in kept.values()):
+            room = BUDGET // len(kept)
+            kept = {task: [_fitting(one, room) for one in of_task] for task, of_task in kept.items()}
+            break
+        stride *= 2
+    return {task: {"seen": seen, "measured": len(records[task])} for task, seen in kept.items() if seen}
+
+
+def _seen_record(step: int, seen: HeadsSeen) -> dict[str, Any]:
+    """A checkpoint; attention in steps of 1/255, row by row, in base64."""
+    heads = {}
+    for head, rows in seen.patterns.items():
+        shares = bytes(round(255 * min(max(share, 0), 1)) for row in rows for share in row)
+        moved = [[text, plain(float(f"{effect:.3g}"))] for text, effect in seen.moved[head]]
+        heads[head] = [base64.b64encode(shares).decode(), moved]
+    return {"step": step, "tokens": seen.tokens, "prompt": seen.prompt, "heads": heads, "without": 0}
+
+
+def _fitting(record: dict[str, Any], room: int) -> dict[str, Any]:
+    """A checkpoint with as many of its heads as fit."""
+    heads = dict(record["heads"])
+    while heads and _size(record | {"heads": heads}) > room:
+        for name in list(heads)[-max(1, len(heads) // 20) :]:
+            del heads[name]
+    return record | {"heads": heads, "without": len(record["heads"]) - len(heads)}
+
+
+def _size(what: Any) -> int:
+    return len(json.dumps(what, ensure_ascii=False).encode())

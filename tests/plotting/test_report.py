@@ -20,7 +20,7 @@ from circuits_over_time.plotting.make_report import main
 from circuits_over_time.plotting.parts.circuit_similarity import edges_of, nodes_of
 from circuits_over_time.plotting.parts.head_attention import heads_seen
 from circuits_over_time.plotting.parts.tables import Results
-from circuits_over_time.plotting.report import figures, head_attention
+from circuits_over_time.plotting.report import figures, heads
 from circuits_over_time.plotting.report.circuits import PORTS, circuit_records, score_histories
 from circuits_over_time.plotting.report.heads import head_records
 from circuits_over_time.plotting.report.page import script_safe
@@ -259,7 +259,7 @@ def test_attention_on_the_page_is_what_was_stored_as_far_as_it_fits(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, folder = MODELS[0], store.folder("attention", MODELS[0], "ioi")
-    whole = head_attention.attention_records(Results(store), model)
+    whole = heads.attention_records(Results(store), model)
     assert set(whole) == set(TASKS)
     kept = [step for step in STEPS if folder.read_json(step)["heads"]]
     assert [seen["step"] for seen in whole["ioi"]["seen"]] == kept
@@ -271,13 +271,13 @@ def test_attention_on_the_page_is_what_was_stored_as_far_as_it_fits(
             assert list(base64.b64decode(encoded)) == [255 * share for row in stored["heads"][head] for share in row]
     # Half of the room: every second from the last.
     size = len(json.dumps(whole).encode())
-    monkeypatch.setattr(head_attention, "BUDGET", 2 * size // 3)
-    half = head_attention.attention_records(Results(store), model)
+    monkeypatch.setattr(heads, "BUDGET", 2 * size // 3)
+    half = heads.attention_records(Results(store), model)
     assert [seen["step"] for seen in half["ioi"]["seen"]] == kept[::-2][::-1]
     assert half["ioi"]["measured"] == len(kept)
     # Room for less than the last: the heads that move a token the most, which have the highest numbers here.
-    monkeypatch.setattr(head_attention, "BUDGET", 3000)
-    least = head_attention.attention_records(Results(store), model)
+    monkeypatch.setattr(heads, "BUDGET", 3000)
+    least = heads.attention_records(Results(store), model)
     (seen,) = least["ioi"]["seen"]
     assert len(json.dumps(least).encode()) < 3200
     assert 0 < len(seen["heads"]) == len(stored["heads"]) - seen["without"]

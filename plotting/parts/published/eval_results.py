@@ -1,12 +1,9 @@
 """Reads what other tools say of a training: benchmark results of lm-evaluation-harness, and the Trainer's loss.
 
-The harness writes one JSON file or more for each checkpoint.
-
-Step and model come from the names of the file and its folders, as in `pythia-160m/zero-shot/160m_step1000.json` or
-`EleutherAI__pythia-160m/step1000/results_2024-05-01.json`, or else from what the file says was evaluated (`config`:
-`model_revision`, `model_args`). Old files (`"acc": 0.5, "acc_stderr": 0.01`) and new ones (`"acc,none": 0.5,
-"acc_stderr,none": 0.01`) both work. Where a metric comes through several filters, each is a metric of its own
-(`exact_match,strict-match`).
+The harness writes one JSON file or more for each checkpoint. Step and model come from the names of the file and its
+folders, as in `pythia-160m/zero-shot/160m_step1000.json` or `EleutherAI__pythia-160m/step1000/results_2024-05-01.json`,
+or else from what the file says was evaluated. Old files (`"acc": 0.5`) and new ones (`"acc,none": 0.5`) both work.
+Where a metric comes through several filters, each is a metric of its own (`exact_match,strict-match`).
 """
 
 import json
@@ -32,9 +29,8 @@ COLUMNS = ["model", "step", "shots", "benchmark", "metric", "value", "stderr"]
 def step_and_model(path: Path, root: Path, content: dict[str, Any] | None = None) -> tuple[int, str]:
     """The step and the model that a result file is about.
 
-    Args:
-        root: the folder it was found in. Its own name counts if no folder below names a model.
-        content: what the file holds. It counts where the names tell nothing.
+    The name of `root`, in which it was found, counts if no folder below names a model, its `content` where the names
+    tell nothing.
 
     Raises:
         UserError: if nothing tells a step, or nothing a model.
@@ -136,9 +132,7 @@ def _shots(content: dict[str, Any], benchmark: str) -> int:
     by_task = content.get("n-shot") or {}
     of_task = (content.get("configs") or {}).get(benchmark) or {}
     of_all = content.get("config") or {}
-    return int(
-        next((n for n in (by_task.get(benchmark), of_task.get("num_fewshot"), of_all.get("num_fewshot")) if n), 0)
-    )
+    return int(by_task.get(benchmark) or of_task.get("num_fewshot") or of_all.get("num_fewshot") or 0)
 
 
 def _metrics(values: dict[str, object]) -> list[tuple[str, float, float]]:
@@ -176,8 +170,7 @@ def _mmlu(table: pd.DataFrame) -> pd.DataFrame:
 def read_training_loss(folder: Path) -> pd.DataFrame:
     """The loss that the Trainer of transformers logged: `model, step, value`, of the log that goes furthest.
 
-    Args:
-        folder: its output folder, or one of its checkpoints; the model is called as that folder is.
+    The folder is its output folder, or one of its checkpoints; the model is called as that folder is.
 
     Raises:
         UserError: if no `trainer_state.json` there holds a loss.

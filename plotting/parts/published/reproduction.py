@@ -55,12 +55,11 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Number:
-    """A published number, or a range of them; what does not apply is "" or None.
+    """A published number, or a range of them (`low`, `high`); what does not apply is "" or None.
 
     Attributes:
         item: the level, the kind of head, or whose parameter count.
         step: the checkpoint, of a number about one; `from_step` the first, of a mean or median.
-        low, high: ends of the range, equal for one number.
         checkpoints: how many are behind a mean, as far as its decimals show, and which these may be.
     """
 
@@ -153,7 +152,6 @@ def resampled(
 
     Args:
         values: [n], in the order of training.
-        statistic: takes an array and `axis`.
 
     Returns:
         [resamples], or an array of NaN for fewer than `LEAST` values.
@@ -165,11 +163,6 @@ def resampled(
     starts = np.random.default_rng(seed).integers(n, size=(resamples, -(-n // block), 1))
     places = ((starts + np.arange(block)) % n).reshape(resamples, -1)[:, :n]
     return statistic(values[places], axis=1)
-
-
-def _interval(draws: np.ndarray) -> tuple[float, float]:
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return float(low), float(high)
 
 
 class StudyResults:
@@ -244,10 +237,7 @@ def commands(store: Store, table: pd.DataFrame) -> dict[str, int]:
 
 
 def remaining(store: Store, table: pd.DataFrame) -> tuple[str, float] | None:
-    """One command that measures all that a table of `reproduction` lacks, and about how many hours of a GPU it takes.
-
-    The hours are those of the dry run: from the models' shapes, of what is missing of every analysis, without loading.
-    """
+    """One command that measures all that a table of `reproduction` lacks, and its GPU hours as the dry run has them."""
     lacking = set(table.loc[table["command"] != "", "model"])
     models = [model for model in StudyResults(store).models if model in lacking]
     if not models:
@@ -277,6 +267,11 @@ def _summary(values: np.ndarray, statistic: Callable[..., Any], n_measured: int,
         notes.append(f"an interval needs {LEAST}")
     value = float(statistic(values)) if len(values) else np.nan
     return Estimate(value, *_interval(resampled(values, statistic)), len(values), "; ".join(notes))
+
+
+def _interval(draws: np.ndarray) -> tuple[float, float]:
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def _circuit_nodes(study: StudyResults, number: Number) -> Estimate | None:
