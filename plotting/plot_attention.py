@@ -9,12 +9,11 @@ the head raises and lowers the most, its roles over training, and its matches in
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from plotly.subplots import make_subplots
 
 from circuits_over_time.plotting.parts import head_attention
 from circuits_over_time.plotting.parts.export import Figure, figure_main
 from circuits_over_time.plotting.parts.head_attention import HeadsSeen, in_words
-from circuits_over_time.plotting.parts.panels import wrapped
+from circuits_over_time.plotting.parts.panels import grid_of_matrices, wrapped
 from circuits_over_time.plotting.parts.style import Drawing, colour_bar, finish
 from circuits_over_time.plotting.parts.tables import Results, as_text, logger
 from circuits_over_time.plotting.parts.theme import painted_scale
@@ -37,21 +36,16 @@ def draw_attention(
     rows = -(-len(heads) // columns)
     above = _LINE * (1 + max(title.count("<br>") for title in titles)) + 10
     height = rows * (CELLS + _BESIDE + above)
-    figure = make_subplots(
-        rows=rows,
-        cols=columns,
-        subplot_titles=titles,
-        horizontal_spacing=_BESIDE / (columns * (CELLS + _BESIDE)) if columns > 1 else 0,
-        vertical_spacing=(_BESIDE + above) / height if rows > 1 else 0,
-    )
+    beside = _BESIDE / (columns * (CELLS + _BESIDE))
+    vertical = (_BESIDE + above) / height
+    figure, places = grid_of_matrices(titles, columns, horizontal_spacing=beside, vertical_spacing=vertical)
     # Numbered, because a token may come twice.
     tokens = map(as_text, map(head_attention.token_label, seen.tokens))
     labels = [f"{token} {n}" for n, token in enumerate(tokens, start=seen.left_out + 1)]
-    for place, head in enumerate(heads):
+    for head, where in zip(heads, places, strict=True):
         matrix = np.full((len(labels), len(labels)), np.nan)
         for query, attention in enumerate(seen.patterns[head]):
             matrix[query, : query + 1] = attention
-        where = {"row": place // columns + 1, "col": place % columns + 1}
         figure.add_heatmap(
             z=matrix,
             x=labels,
@@ -59,7 +53,7 @@ def draw_attention(
             zmin=0,
             zmax=1,
             colorscale=painted_scale("Blues"),
-            showscale=place == 0,
+            showscale=where is places[0],
             colorbar=colour_bar(CELLS, text="attention"),
             hovertemplate=f"{head}<br>from %{{y}}<br>to %{{x}}<br>attention %{{z:.3f}}<extra></extra>",
             hoverongaps=False,

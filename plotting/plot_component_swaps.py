@@ -14,9 +14,9 @@ from itertools import chain
 
 import numpy as np
 import pandas as pd
-from plotly.subplots import make_subplots
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
+from circuits_over_time.plotting.parts.panels import grid_of_matrices
 from circuits_over_time.plotting.parts.style import Drawing, colour_bar, finish
 from circuits_over_time.plotting.parts.tables import Results, by_model, escaped, tasks_in
 from circuits_over_time.plotting.parts.theme import INK, paint, painted_scale
@@ -48,22 +48,16 @@ def draw_swaps(table: pd.DataFrame, model: str, sets: Sequence[tuple[str, str]])
     of_task = max(sum(task == one for task, _ in sets) for one, _ in sets)
     columns = of_task if 1 < of_task <= 4 else min(3, len(sets))  # A row a task, if there is room.
     rows = -(-len(sets) // columns)
-    figure = make_subplots(
-        rows=rows,
-        cols=columns,
-        subplot_titles=[f"{task_label(task)}: {components}" for task, components in sets],
-        horizontal_spacing=0.16 / columns,
-        vertical_spacing=0.3 / rows,
-    )
+    titles = [f"{task_label(task)}: {components}" for task, components in sets]
+    figure, places = grid_of_matrices(titles, columns, horizontal_spacing=0.16 / columns, vertical_spacing=0.3 / rows)
     largest = {
         task: float(table.loc[table["task"] == task, "change"].abs().max()) or 1.0
         for task in dict.fromkeys(task for task, _ in sets)
     }  # One scale of colours a task: metrics differ.
-    for place, (task, components) in enumerate(sets):
+    for (task, components), where in zip(sets, places, strict=True):
         in_task = table[table["task"] == task]  # Another task may have other checkpoints.
         steps = {axis: sorted(in_task[axis].unique()) for axis in ("from_step", "step")}
         rows_of = in_task[in_task["components"] == components]
-        where = {"row": place // columns + 1, "col": place % columns + 1}
         change, metric = (
             rows_of.pivot_table(index="from_step", columns="step", values=name).reindex(
                 index=steps["from_step"], columns=steps["step"]
@@ -77,7 +71,7 @@ def draw_swaps(table: pd.DataFrame, model: str, sets: Sequence[tuple[str, str]])
             zmin=-1,
             zmax=1,
             colorscale=painted_scale(COLOURS),
-            showscale=place == 0,
+            showscale=where is places[0],
             colorbar=colour_bar(CELLS, text="change, as a share of the largest", font={"size": 12}),
             customdata=np.stack([change, metric], axis=-1),
             hovertemplate="from step %{y}<br>into step %{x}<br>metric %{customdata[1]:.3g} "

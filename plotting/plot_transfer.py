@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from circuits_over_time.plotting.parts.export import Figure, figure_main
+from circuits_over_time.plotting.parts.panels import grid_of_matrices
 from circuits_over_time.plotting.parts.style import Drawing, colour_bar, finish
 from circuits_over_time.plotting.parts.tables import Results, by_model, escaped, tasks_in
 from circuits_over_time.plotting.parts.theme import painted_scale
@@ -78,16 +78,10 @@ def draw_transfer(panels: Sequence[Matrix], model: str) -> Drawing:
     """The figure of one model, or of some of its panels."""
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure = make_subplots(
-        rows=rows,
-        cols=columns,
-        subplot_titles=[panel.title for panel in panels],
-        horizontal_spacing=0.13 if columns > 1 else 0,
-        vertical_spacing=0.24 / rows,
-    )
-    for place, panel in enumerate(panels):
-        row, column = place // columns + 1, place % columns + 1
-        _draw_matrix(figure, panel, row, column, scale=place == 0)
+    titles = [panel.title for panel in panels]
+    figure, places = grid_of_matrices(titles, columns, horizontal_spacing=0.13, vertical_spacing=0.24 / rows)
+    for panel, where in zip(panels, places, strict=True):
+        _draw_matrix(figure, panel, where, scale=where is places[0])
     figure.update_annotations(font_size=14)
     drawing = finish(
         figure,
@@ -103,7 +97,7 @@ def draw_transfer(panels: Sequence[Matrix], model: str) -> Drawing:
     return drawing
 
 
-def _draw_matrix(figure: go.Figure, panel: Matrix, row: int, column: int, *, scale: bool) -> None:
+def _draw_matrix(figure: go.Figure, panel: Matrix, where: dict[str, int], *, scale: bool) -> None:
     matrix = panel.values
     by_step = not isinstance(matrix.index[0], str)
     named = [[f"{name:,}" if by_step else str(name) for name in axis] for axis in (matrix.columns, matrix.index)]
@@ -122,12 +116,11 @@ def _draw_matrix(figure: go.Figure, panel: Matrix, row: int, column: int, *, sca
         hoverongaps=False,
         xgap=1,
         ygap=1,
-        row=row,
-        col=column,
+        **where,
     )
     title = {"text": panel.along, "font": {"size": 12}}
-    figure.update_xaxes(title=title, type="category", tickangle=-45, tickfont_size=11, row=row, col=column)
-    figure.update_yaxes(title_text=panel.down, type="category", autorange="reversed", row=row, col=column)
+    figure.update_xaxes(title=title, type="category", tickangle=-45, tickfont_size=11, **where)
+    figure.update_yaxes(title_text=panel.down, type="category", autorange="reversed", **where)
 
 
 def draw(results: Results) -> dict[str, Drawing]:

@@ -370,6 +370,12 @@ def row_of_panels(titles: Sequence[str], least: int) -> tuple[go.Figure, int]:
     return figure.update_annotations(font_size=15), width
 
 
+def grid_of_matrices(titles: Sequence[str], columns: int, **spacing: float) -> tuple[go.Figure, list[dict[str, int]]]:
+    """Panels for matrices, row by row, and their places, as plotly names them; `spacing` is that of its subplots."""
+    places = [{"row": 1 + n // columns, "col": 1 + n % columns} for n in range(len(titles))]
+    return make_subplots(places[-1]["row"], columns, subplot_titles=titles, **spacing), places
+
+
 def for_both_widths(draw: Callable[..., Drawing], *what: Any) -> Drawing:
     """What a function draws that can draw for narrow pages too, with `narrow=True`."""
     return replace(draw(*what), narrow=lambda: draw(*what, narrow=True).figure)

@@ -413,6 +413,15 @@ def test_a_column_whose_lowest_panel_is_empty_has_its_ticks_on_the_panel_above()
     assert [layout[f"xaxis{i}"].showticklabels for i in ("", 2, 3, 4, 5, 7)] == [False, True, False, True, True, True]
 
 
+def test_a_low_matrix_keeps_the_names_of_its_rows() -> None:
+    names = ["10,000,000,000", "20,000,000,000"]
+    figure = go.Figure(go.Heatmap(z=[[0, 1], [1, 0]], x=names, y=names))
+    drawn = styled(finish(figure, "A title", width=600, height=300), Style(width="296px", font_size="16px"))
+    assert drawn.layout.yaxis.domain[1] - drawn.layout.yaxis.domain[0] < 6 * 16 / drawn.layout.height
+    assert list(drawn.data[0].y) == names
+    assert drawn.layout.yaxis.nticks is None
+
+
 @pytest.mark.parametrize(("low", "high", "ticks"), [(-0.6, 0.95, 4), (0, 1, 3), (0, 60, 3), (-6, 6.5, 3)])
 def test_a_low_panel_has_more_than_one_tick(low: float, high: float, ticks: int) -> None:
     axis = go.layout.YAxis(range=[low, high])
