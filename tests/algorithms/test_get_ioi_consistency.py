@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -22,10 +23,11 @@ from circuits_over_time.utils.results.store import Store, read_csv
 from circuits_over_time.utils.sweep.runner import main
 from circuits_over_time.utils.tasks import build_prompts
 from get_circuits_over_time import ANALYSIS as CIRCUITS
+from get_full_model_components_over_time import ANALYSIS as COMPONENTS
 from get_ioi_consistency import ANALYSIS
 from get_model_cspa import ANALYSIS as CSPA
 from tests.support import ioi_transformer
-from tests.support.paths import CONFIGS, TOY_IOI, TOY_IOI_STEP, TOY_STEPS
+from tests.support.paths import CONFIGS, TOY, TOY_IOI, TOY_IOI_STEP, TOY_STEPS
 from tests.support.synthetic_results import write
 
 QUICK = ("circuit.eap.ig_steps=3", "circuit.n_prompts=40", "backup=false")
@@ -266,17 +268,41 @@ def test_without_a_text_cspa_cannot_be_computed(
     assert line == "cspa: no scores are stored, and no text is named to compute them; pass cspa.corpus=FILE"
 
 
+def measured_once(results: Path, model: Path, checkpoints: str) -> list[str]:
+    """The keys of a run whose circuit and scores, which all definitions share, are measured into a folder."""
+    keys = [f"model={model}", f"checkpoints={checkpoints}", f"results_dir={results}", "device=cpu", *QUICK]
+    config = load_config(IoiConsistencyConfig, CONFIGS / "ioi_consistency_toy.yml", keys)
+    asked = config.circuits_config(), config.components_config(), config.cspa_config()
+    for analysis, of_script in zip((CIRCUITS, COMPONENTS, CSPA), asked, strict=True):
+        assert of_script is not None
+        file = results / "keys.yml"
+        file.write_text(json.dumps(of_script.model_dump(mode="json", exclude_defaults=True)))
+        assert main(analysis, ["-c", str(file)]) == 0
+    return ["-c", str(CONFIGS / "ioi_consistency_toy.yml"), *keys, "require_stored=true", "overwrite=true"]
+
+
+def results_of(keys: list[str]) -> Path:
+    return Path(next(key.removeprefix("results_dir=") for key in keys if key.startswith("results_dir=")))
+
+
+@pytest.fixture(scope="module")
+def toy_keys(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return measured_once(tmp_path_factory.mktemp("toy"), TOY, f"[0, {TOY_STEPS[-1]}]")
+
+
+@pytest.fixture(scope="module")
+def toy_ioi_keys(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return measured_once(tmp_path_factory.mktemp("toy_ioi"), TOY_IOI, f"[{TOY_IOI_STEP}]")
+
+
 @pytest.mark.parametrize("definitions", ["standard", "study", "frozen"])
 def test_the_toy_familys_levels_are_found_and_explained_and_step_0_is_empty(
-    definitions: str, toy_family: Path, tmp_path: Path
+    definitions: str, toy_keys: list[str]
 ) -> None:
     last = TOY_STEPS[-1]
-    overrides = [f"model={toy_family}", f"checkpoints=[0, {last}]", f"results_dir={tmp_path}", "device=cpu", *QUICK]
-    assert (
-        main(ANALYSIS, ["-c", str(CONFIGS / "ioi_consistency_toy.yml"), f"definitions={definitions}", *overrides]) == 0
-    )
-    store = Store(tmp_path)
-    name = toy_family.name
+    assert main(ANALYSIS, [*toy_keys, f"definitions={definitions}"]) == 0
+    store = Store(results_of(toy_keys))
+    name = TOY.name
     start = store.folder("ioi_consistency", name).read_table(0)
     assert start["percent"].isna().all()
     assert start["n_heads"].isna().all()
@@ -304,11 +330,10 @@ def test_the_toy_familys_levels_are_found_and_explained_and_step_0_is_empty(
     ("definitions", "least"), [("standard", (90, 80, 90)), ("study", (90, 80, 90)), ("frozen", (30, 90, 90))]
 )
 def test_the_algorithm_of_a_checkpoint_that_knows_positions_is_found_at_all_levels(
-    definitions: str, least: tuple[float, ...], tmp_path: Path
+    definitions: str, least: tuple[float, ...], toy_ioi_keys: list[str]
 ) -> None:
-    overrides = [f"model={TOY_IOI}", f"definitions={definitions}", f"results_dir={tmp_path}", "device=cpu", *QUICK]
-    assert main(ANALYSIS, ["-c", str(CONFIGS / "ioi_consistency_toy.yml"), *overrides]) == 0
-    store = Store(tmp_path)
+    assert main(ANALYSIS, [*toy_ioi_keys, f"definitions={definitions}"]) == 0
+    store = Store(results_of(toy_ioi_keys))
     levels = store.folder("ioi_consistency", "toy_ioi").read_table(TOY_IOI_STEP).set_index("level")
     assert levels["reason"].isna().all()
     for level, percent in zip(("name_movers", "s_inhibition", "induction"), least, strict=True):
