@@ -24,6 +24,7 @@ from tests.support.seed_circuits import STEPS, write_seed
 from tests.support.stored import write_tensors
 
 MODELS = ("m-seed1", "m-seed2")
+Compared = tuple[Path, dict[str, pd.DataFrame]]
 
 
 @pytest.fixture
@@ -34,14 +35,23 @@ def store(tmp_path: Path) -> Store:
     return store
 
 
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
+    """The comparison of the two seeds: its folder, not to be changed, and the tables."""
+    store = Store(tmp_path_factory.mktemp("compared") / "results")
+    for seed, model in enumerate(MODELS):
+        write_seed(store, model, seed)
+    return store.root / "comparison", compare(config(store))
+
+
 def config(store: Store, **keys: object) -> ComparisonConfig:
     return ComparisonConfig.model_validate(
         {"results_dir": store.root, "pairs": 100, "permutations": 99, "resamples": 100} | keys
     )
 
 
-def test_seeds_are_compared_with_each_other_and_over_training(store: Store) -> None:
-    tables = compare(config(store))
+def test_seeds_are_compared_with_each_other_and_over_training(compared: Compared) -> None:
+    _, tables = compared
     rows = tables["similarity"]
     edges = rows[(rows["measure"] == "edge_jaccard") & (rows["at"] == "size")]
     previous = edges[edges["against"] == "previous"].set_index(["model", "step"])["changed"]
@@ -107,14 +117,14 @@ def test_methods_are_compared_at_every_step_of_a_model(tmp_path: Path) -> None:
     assert all(f"{other} and {task.partition('@')[2]}" in told for task, other in pairs)
 
 
-def test_a_stopped_run_goes_on_at_the_next_pair(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = compare(config(store))["similarity"]
-    shutil.rmtree(store.root / "comparison")
-    rows, compared = changes.Comparer.rows, list[changes.CircuitPair]()
+def test_a_stopped_run_goes_on_at_the_next_pair(
+    store: Store, compared: Compared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, seen = changes.Comparer.rows, list[changes.CircuitPair]()
 
     def stop_at_the_third(comparer: changes.Comparer, pair: changes.CircuitPair) -> list[dict[str, object]]:
-        compared.append(pair)
-        if len(compared) == 3:
+        seen.append(pair)
+        if len(seen) == 3:
             raise KeyboardInterrupt
         return rows(comparer, pair)
 
@@ -123,8 +133,8 @@ def test_a_stopped_run_goes_on_at_the_next_pair(store: Store, monkeypatch: pytes
         compare(config(store))
     again = compare(config(store))["similarity"]
     # Two over training and three with the reference for each model, and three between them; the third twice.
-    assert len(compared) == 2 * 5 + 3 + 1
-    pd.testing.assert_frame_equal(again, whole, check_dtype=False)
+    assert len(seen) == 2 * 5 + 3 + 1
+    pd.testing.assert_frame_equal(again, compared[1]["similarity"], check_dtype=False)
 
 
 def tables_in(store: Store) -> dict[str, bytes]:
@@ -144,8 +154,8 @@ def test_what_was_compared_before_stays_beside_what_comes_later(store: Store) ->
     assert tables_in(store) == one_by_one
 
 
-def test_other_settings_are_refused_and_overwritten_only_if_asked(store: Store) -> None:
-    compare(config(store))
+def test_other_settings_are_refused_and_overwritten_only_if_asked(store: Store, compared: Compared) -> None:
+    shutil.copytree(compared[0], store.root / "comparison")
     before = tables_in(store)
     with pytest.raises(
         UserError, match=r"^pairs: .*comparison holds comparisons with 100, this run asks for 110; pass"
