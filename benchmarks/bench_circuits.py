@@ -25,9 +25,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from random_pythia import SHAPES, random_pythia
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 from transformers import GPTNeoXForCausalLM
 
 from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
@@ -150,6 +153,33 @@ def peak_above(run: Callable[[], object], device: str) -> float:
     return peak
 
 
+class Products(TorchDispatchMode):
+    """Counts the operations of all matrix products (`flop`). PyTorch's own counter does not take `autograd.grad`."""
+
+    flop = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if (count := flop_registry.get(function.overloadpacket)) is None:
+            with (
+                self
+            ):  # In inference mode a product of many kinds comes here as it is called, not as what it consists of.
+                if (parts := function.decompose(*args, **kwargs)) is not NotImplemented:
+                    return parts
+        result = function(*args, **kwargs)
+        if count is not None:
+            self.flop += count(*args, **kwargs, out_val=result)
+        return result
+
+
+def matmul_speed(device: str, dtype: torch.dtype) -> float:
+    """Operations per second of large matrix products, the best of ten."""
+    size = 8192 if device.startswith("cuda") else 1024
+    a, b = torch.randn(2, size, size, device=device, dtype=dtype)
+    a @ b
+    return 2 * size**3 / min(seconds(lambda: a @ b) for _ in range(10))
+
+
 def table(name: str, device: str, rounds: int) -> None:
     setting = Setting.of(SHAPES[name], 16, 5, device)
     peak = float("nan")
@@ -170,6 +200,15 @@ def table(name: str, device: str, rounds: int) -> None:
     scores = score()
     (batch,) = pairs.batches(16, weights=weights)
     runs = prepare_runs(weights, batch)
+    products = {}
+    for job, run in (
+        ("attribution", lambda: score(False)),
+        ("attribution, shared prefix", score),
+        ("curve of 40 sizes", curve),
+    ):
+        with Products() as counter:
+            run()
+        products[job] = counter.flop
     evaluator = CircuitEvaluator(weights, pairs, metric)
     thousand = top_n_masks(edge_order(scores, graph, limit=1000), graph, [1000])
     circuit = Circuit(graph, scores, thousand[0])
@@ -221,6 +260,11 @@ def table(name: str, device: str, rounds: int) -> None:
     for job in ("build a graph", "save a graph", "load a graph"):
         print(f"  {job + ', ms':38}{1e3 * min(times[job]):9.1f}{1e3 * statistics.median(times[job]):9.1f}{50:7.0f}")
     print(f"  {'attribution, peak GB above the weights':38}{peak:9.2f}{'':9}{1.5:7.2f}")
+    fastest = matmul_speed(device, torch.float32)
+    print(f"  matrix products of 1024 x 1024: {fastest / 1e9:.1f} GFLOP/s; a goal of 90% of it for all of attribution")
+    for job, flop in products.items():
+        speed = flop / min(times[job])
+        print(f"  {job + ', GFLOP/s':38}{speed / 1e9:9.1f}{speed / fastest:9.0%}  of {flop / 1e9:.0f} GFLOP")
 
 
 def growth(device: str, rounds: int) -> None:

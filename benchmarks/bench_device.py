@@ -25,14 +25,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
-from bench_circuits import SIZES, Setting, finish, peak_above, random_pairs, seconds
+from bench_circuits import SIZES, Products, Setting, matmul_speed, peak_above, random_pairs, seconds
 from bench_ioi_consistency import Bench
 from random_pythia import SHAPES, random_pythia
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 from transformers import AutoTokenizer
 
 from circuits_over_time.edge_attribution_patching.circuits.faithfulness import CircuitEvaluator
@@ -72,33 +69,6 @@ class Measured:
     flop: int
     share: float = 0.0
     in_plain: float = 0.0
-
-
-class Products(TorchDispatchMode):
-    """Counts the operations of all matrix products (`flop`). PyTorch's own counter does not take `autograd.grad`."""
-
-    flop = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if (count := flop_registry.get(function.overloadpacket)) is None:
-            with (
-                self
-            ):  # In inference mode a product of many kinds comes here as it is called, not as what it consists of.
-                if (parts := function.decompose(*args, **kwargs)) is not NotImplemented:
-                    return parts
-        result = function(*args, **kwargs)
-        if count is not None:
-            self.flop += count(*args, **kwargs, out_val=result)
-        return result
-
-
-def matmul_speed(device: str, dtype: torch.dtype) -> float:
-    """Operations per second of large matrix products, the best of ten."""
-    size = 8192 if device.startswith("cuda") else 1024
-    a, b = torch.randn(2, size, size, device=device, dtype=dtype)
-    a @ b
-    return 2 * size**3 / min(seconds(lambda: a @ b) for _ in range(10))
 
 
 def stages(shape: str, dtype: torch.dtype, device: str, last: bool) -> Iterator[tuple[str, int, Callable[[], object]]]:

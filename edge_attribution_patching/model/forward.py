@@ -88,26 +88,28 @@ class _Rotate(torch.autograd.Function):
     """Turns x by the angles of a rotation, and gradients back: a third of the kernels that autograd takes."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _turn(x, cos, sin)
+    def forward(ctx: Any, x: Tensor, rotation: Rotation, n_heads: int | None) -> Tensor:
+        ctx.rotation, ctx.n_heads = rotation, n_heads
+        return _turn(x, rotation.cos, rotation.sin, n_heads)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        cos, sin = ctx.saved_tensors
-        return _turn(gradient, cos, -sin), None, None
+        return _turn(gradient, ctx.rotation.cos, -ctx.rotation.sin, ctx.n_heads), None, None
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    width = cos.shape[-1]
-    first, second = x[..., :width].chunk(2, dim=-1)  # entries half of the width apart are the coordinates of one plane
-    turned = torch.addcmul(x[..., :width] * cos, torch.cat((second, first), dim=-1), sin)
-    return turned if width == x.shape[-1] else torch.cat((turned, x[..., width:]), dim=-1)
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, n_heads: int | None) -> Tensor:
+    turning = (..., slice(n_heads), slice(cos.shape[-1]))
+    first, second = x[turning].chunk(2, dim=-1)  # entries half of the width apart are the coordinates of one plane
+    turned = x.clone()
+    turned[turning].mul_(cos).addcmul_(torch.cat((second, first), dim=-1), sin)
+    return turned
 
 
-def rotate(x: Float[Tensor, "*stack token head d_head"], rotation: Rotation | None) -> Tensor:
-    """Rotary position embedding of the first entries of each head."""
-    return x if rotation is None else _Rotate.apply(x, rotation.cos, rotation.sin)
+def rotate(
+    x: Float[Tensor, "*stack token head d_head"], rotation: Rotation | None, n_heads: int | None = None
+) -> Tensor:
+    """Rotary position embedding of the first entries of the first heads, or of every head."""
+    return x if rotation is None else _Rotate.apply(x, rotation, n_heads)
 
 
 def clamp_norm_rotate(
@@ -131,13 +133,10 @@ def as_they_attend(
 ) -> Float[Tensor, "*stack token qkv_head d_head"]:
     """q, k and v of all heads from what was projected, as `clamp_norm_rotate` has them one by one."""
     qkv = clamp(layer, qkv)
-    qk, v = qkv.split((layer.n_heads + layer.n_kv_heads, layer.n_kv_heads), dim=-2)
     if layer.q_norm is not None or layer.k_norm is not None:
-        q, k = qk.split((layer.n_heads, layer.n_kv_heads), dim=-2)
-        qk = torch.cat((_qk_norm(layer, "q", q), _qk_norm(layer, "k", k)), dim=-2)
-    elif rotation is None:
-        return qkv
-    return torch.cat((rotate(qk, rotation), v), dim=-2)
+        q, k, v = qkv.split((layer.n_heads, layer.n_kv_heads, layer.n_kv_heads), dim=-2)
+        qkv = torch.cat((_qk_norm(layer, "q", q), _qk_norm(layer, "k", k), v), dim=-2)
+    return rotate(qkv, rotation, layer.n_heads + layer.n_kv_heads)
 
 
 def clamp(layer: LayerWeights, x: Tensor) -> Tensor:
@@ -216,6 +215,11 @@ def with_prefix(
 ) -> Float[Tensor, "*stack prefix_and_token head d_head"]:
     """Keys or values of the prefix and then of the packed tokens."""
     return x if prefix is None else torch.cat((prefix.expand(*x.shape[:-3], *prefix.shape), x), dim=-3)
+
+
+def at_places(x: Tensor, index: Int[Tensor, "*place"]) -> Tensor:
+    """x[:, index], copied row by row: five times as fast on a CPU."""
+    return x.index_select(1, index.flatten()).unflatten(1, index.shape)
 
 
 def softcap(x: Tensor, cap: float) -> Tensor:
@@ -373,7 +377,7 @@ def forward(
             post_inverse_scale = post_inverse_scale.detach() if frozen else post_inverse_scale
             attn_out = (attn_out * post_inverse_scale * post_norm.gain).to(attn_out.dtype)
         attn_out = attn_out if write is None else write(2 * index + 1, attn_out)
-        resid = x[..., here.last, :] if answers else x
+        resid = x.index_select(-2, here.last) if answers else x
         # view_as: a separate tensor to differentiate by, which only the MLP reads.
         stream = resid if weights.parallel else resid + attn_out
         mlp_in = stream.view_as(stream)

@@ -118,7 +118,11 @@ def require_finite(largest: Mapping[str, Float[Tensor, ""]], dtype: torch.dtype)
 
 def largest_of(x: Tensor) -> Float[Tensor, ""]:
     """The largest absolute value, float32 or better: NaN if any is NaN, infinite if any is."""
-    return torch.linalg.vector_norm(x.detach(), torch.inf, dtype=torch.promote_types(x.dtype, torch.float32))
+    precise = torch.promote_types(x.dtype, torch.float32)
+    if x.is_cpu:  # There a norm takes twenty times as long; elsewhere it is one kernel.
+        low, high = x.detach().aminmax()
+        return torch.maximum(-low, high).to(precise)
+    return torch.linalg.vector_norm(x.detach(), torch.inf, dtype=precise)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from ..choices import QKV, QKVName
 from ..graph import Graph
-from ..model.forward import attend, clamp, clamp_norm_rotate, mlp, rotate, with_prefix
+from ..model.forward import at_places, attend, clamp, clamp_norm_rotate, mlp, rotate, with_prefix
 from ..model.norms import Norm, centred, inverse_rms
 from ..model.pairs import COUNTED, GB, Metric, bar
 from ..model.weights import ModelWeights
@@ -224,11 +224,11 @@ class _PatchedPass:
         prefix = None if prefix is None else prefix[:, steps.prefix]
         queries = self.layout.answers if last else self.layout.queries
         # [mask, prompt, place, head, d_head]; in the last layer there is one query a prompt.
-        keys_and_values = with_prefix(torch.cat((k, v), dim=-2), prefix)[:, self.layout.keys]
-        q_padded = q[:, :, None] if last else q[:, queries.tokens]
+        keys_and_values = at_places(with_prefix(torch.cat((k, v), dim=-2), prefix), self.layout.keys)
+        q_padded = q[:, :, None] if last else at_places(q, queries.tokens)
         laid = torch.cat((q_padded, *keys_and_values.chunk(2, dim=-2)), dim=-3).transpose(-3, -2)
         z, pattern = attend(layer, laid.contiguous(), queries)
-        z = z.transpose(-3, -2).flatten(1, 2)[:, queries.places]
+        z = at_places(z.transpose(-3, -2).flatten(1, 2), queries.places)
         return HeadAttention(index, steps.on_cpu[1], steps.attending, self.masks, q, k, v, pattern, z)
 
     def _qkv(self, index: int, letter: QKVName, steps: LayerSteps) -> Float[Tensor, "mask token head d_head"]:

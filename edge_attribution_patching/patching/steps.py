@@ -55,7 +55,7 @@ class Choice(Movable):
         assert fresh is not None
         if self.places is None:
             return torch.where(self.computed, fresh, x)
-        return x.index_copy(2, self.places, torch.where(self.computed, fresh, x[:, :, self.places]))
+        return x.index_copy_(2, self.places, torch.where(self.computed, fresh, x[:, :, self.places]))
 
 
 @dataclass(frozen=True)
