@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import get_greater_than_consistency
-from circuits_over_time.utils.circuits.keys import CircuitsConfig, passes
+from circuits_over_time.utils.circuits.keys import USUAL_POINTS, CircuitsConfig, passes
 from circuits_over_time.utils.models.tokenizers import WordTokenizer
 from circuits_over_time.utils.sweep import times
 from circuits_over_time.utils.sweep.estimate import Needed, refuse_unfit
@@ -22,6 +22,7 @@ from tests.support.task_tokenizers import pythia
 
 # The toy family has 4 layers: weights of attention and of the MLP, two norms, and biases; then the last norm.
 IN_BLOCKS = 4 * (4 * 128**2 + 2 * 128 * 256 + 4 * 128 + 4 * 128 + 256 + 128) + 2 * 128
+PASSES = 3 * USUAL_POINTS + 15
 
 
 def sweep_of(folder: Path, **keys: object):
@@ -35,12 +36,13 @@ def test_passes_are_those_of_the_benchmarks() -> None:
     def of(**keys: object) -> float:
         return passes(CircuitsConfig(model="m", task="ioi", evaluate_on="same", **keys), n_layers=2)
 
-    assert of(n_random=0) == 3 * 20 + 15
+    assert of(n_random=0) == 3 * USUAL_POINTS + 15
+    assert of(n_random=0, eap={"method": "ceap"}) == 3 * 20 + 15
     assert of(n_random=10, eap={"ig_steps": 5}, search={"mib": True}) == 15 + 15 + 7 + 7
-    assert of(n_random=0, search={"sizes": [10, 20]}) == 60 + 1 + 0.7
-    assert of(n_random=0, ablation="mean") == 60 + 15 + 1  # the pass over the reference prompts
-    assert of(n_random=0, ablation="zero") == 60 + 15
-    assert of(n_random=10, accumulate_evaluation="model") == 60 + 1 + 50 * (14 + 7)
+    assert of(n_random=0, eap={"ig_steps": 20}, search={"sizes": [10, 20]}) == 60 + 1 + 0.7
+    assert of(n_random=0, eap={"ig_steps": 20}, ablation="mean") == 60 + 15 + 1  # the pass over the reference prompts
+    assert of(n_random=0, eap={"ig_steps": 20}, ablation="zero") == 60 + 15
+    assert of(n_random=10, eap={"ig_steps": 20}, accumulate_evaluation="model") == 60 + 1 + 50 * (14 + 7)
     assert of(n_random=0, eap={"method": "exact"}) == 0
     assert of(n_random=0, eap={"method": "eap_ig_activations"}) == 3 * 5 * (2 * 2 + 1) + 15
 
@@ -53,7 +55,7 @@ def test_time_follows_from_parameters_tokens_and_passes(tmp_path: Path) -> None:
     for task in tasks_of(job.config):
         prompts = task.build(sweep.family.describe(0).tokenizer, 60, 0, job.config)
         # Scores take the first half of the prompts, and circuits the other.
-        expected = 2 * IN_BLOCKS * 75 * int(prompts.lengths.sum()) / 2
+        expected = 2 * IN_BLOCKS * PASSES * int(prompts.lengths.sum()) / 2
         assert operations[job, task.name] == pytest.approx(expected, rel=0.02)  # The file has a header.
     ioi, sva = (operations[job, name] / 35e9 for name in ("ioi", "sva"))
     total = int(3 * (ioi + sva))
@@ -140,7 +142,7 @@ def test_a_known_model_that_is_not_here_has_a_time(tmp_path: Path, monkeypatch: 
     in_blocks = 12 * (12 * 768**2 + 13 * 768) + 2 * 768
     prompts = TASKS["ioi"].pairs(pythia(), 200, 0, job.config)
     tokens = sum(map(len, token_rows(pythia(), prompts)[0])) / 2
-    assert operations[job, "ioi"] == pytest.approx(2 * in_blocks * 75 * tokens, rel=0.15)
+    assert operations[job, "ioi"] == pytest.approx(2 * in_blocks * PASSES * tokens, rel=0.15)
     assert operations[job, "sva"] > 0
 
 

@@ -104,7 +104,7 @@ def test_circuits_by_another_method_have_a_name_of_their_own(
     (csv := tmp_path / "own.csv").write_text("clean,corrupted,answers,wrong_answers\nPaul is,Mary is, he, she\n")
     templates = "{templates: ['{name} is'], swap: name, answers: {male: he, female: she}, words: {name: {male: Paul, "
     given = [f"model={word_family}", f"task=[sva, {csv}, mine]", f"results_dir={tmp_path / 'results'}", "n_prompts=1"]
-    given += ["checkpoints=[5]", "evaluate_on=same", f"tasks.mine={templates}female: Mary}}}}}}"]
+    given += ["checkpoints=[5]", "evaluate_on=same", "eap.ig_steps=6", f"tasks.mine={templates}female: Mary}}}}}}"]
     store = Store(tmp_path / "results")
     for method in ("eap_ig", "eap"):
         assert main(ANALYSIS, [*given, *COARSE[1:], f"eap.method={method}"]) == 0
@@ -343,7 +343,7 @@ def test_another_config_in_the_same_folder_is_refused(
     overrides = [f"model={word_family}", "task=gendered_pronoun", "n_prompts=4", f"results_dir={tmp_path}"]
     assert main(ANALYSIS, overrides) == 0
     assert main(ANALYSIS, [*overrides, "eap.ig_steps=7"]) == 2
-    assert "holds ig_steps=20, this run asks for 7; pass overwrite=true or another results_dir" in (
+    assert "holds ig_steps=auto, this run asks for 7; pass overwrite=true or another results_dir" in (
         capsys.readouterr().err
     )
 

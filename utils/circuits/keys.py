@@ -73,10 +73,10 @@ class EapConfig(Section):
     """The [method](../docs/circuits.md#other-scores): `eap_ig`, `eap`, `clean_corrupted`, `eap_ig_activations`, `ceap`,
     `relp`, `information_flow_routes` or `exact`."""
     ig_steps: Literal["auto"] | Annotated[int, Field(gt=0, le=1000)] = key(
-        USUAL_STEPS[USUAL_METHOD], reason="more steps change no score", only_with=("method", *USUAL_STEPS)
+        "auto", reason="more steps change no score", only_with=("method", *USUAL_STEPS)
     )
-    """Integration [steps](../docs/circuits.md#scores), or with `eap_ig` `auto`: as many as it takes; 5 if nobody says
-    with `eap_ig_activations`, which takes them for every layer."""
+    """Integration [steps](../docs/circuits.md#scores), or with `eap_ig` `auto`: as many as it takes. If nobody says, 20
+    with `ceap`, a `quadrature` or `accumulate: model`; 5 with `eap_ig_activations`, which has them in every layer."""
     tolerance: float = key(TOLERANCE, gt=0, le=100, reason="it is a share of the error", only_with=("ig_steps", "auto"))
     """With `ig_steps: auto`, the error of integration that may be left, in standard errors of the scores."""
     quadrature: Quadrature = key("left", only_with=("method", "eap_ig"))
@@ -90,9 +90,11 @@ class EapConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _usual_steps(cls, given: Any) -> Any:
-        method = given.get("method") if isinstance(given, dict) else None
-        usual = [steps for name, steps in USUAL_STEPS.items() if name == method]
-        return {"ig_steps": usual[0], **given} if usual else given
+        if not isinstance(given, dict):
+            return given
+        usual = dict[Any, int](USUAL_STEPS).get(given.get("method"), USUAL_STEPS[USUAL_METHOD])
+        auto = given.get("method", USUAL_METHOD) == USUAL_METHOD and given.get("accumulate") != "model"
+        return given if auto and "quadrature" not in given else {"ig_steps": usual, **given}
 
     @model_validator(mode="after")
     def _auto_where_it_is(self) -> EapConfig:
