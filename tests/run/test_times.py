@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import get_greater_than_consistency
-from circuits_over_time.utils.circuits.keys import USUAL_POINTS, CircuitsConfig, passes
+from circuits_over_time.utils.circuits.keys import USUAL_POINTS, CircuitsConfig, EapConfig, passes
 from circuits_over_time.utils.models.tokenizers import WordTokenizer
 from circuits_over_time.utils.sweep import times
 from circuits_over_time.utils.sweep.estimate import Needed, refuse_unfit
@@ -175,3 +175,18 @@ def test_a_dry_run_predicts_what_fits_on_usual_gpus(tmp_path: Path, monkeypatch:
     assert [(n, float(peak)) for n, peak in others] == [("", peak_48), ("", peak_80)]
     for model in ("pythia-2.8b", "pythia-6.9b"):
         assert all(cards(model=model, dtype="bfloat16").values())
+
+
+@pytest.mark.parametrize(
+    ("keys", "steps"),
+    [
+        ({}, "auto"),
+        ({"quadrature": "midpoint"}, 20),
+        ({"accumulate": "model"}, 20),
+        ({"method": "ceap"}, 20),
+        ({"method": "eap_ig_activations"}, 5),
+        ({"quadrature": "left", "ig_steps": 7}, 7),
+    ],
+)
+def test_steps_are_as_many_as_it_takes_unless_something_needs_a_number(keys: dict, steps: object) -> None:
+    assert EapConfig(**keys).ig_steps == steps
