@@ -90,4 +90,5 @@ class _Interpolation:
         if is_mlp:
             return self.difference.mlp_out[index]
         W_O = self.weights.layers[index].W_O_scaled
-        return self.difference.z[index].flatten(-2) @ W_O.flatten(0, 1)
+        # Where a norm follows attention, its scale is of float32, and z with it.
+        return self.difference.z[index].flatten(-2).to(W_O.dtype) @ W_O.flatten(0, 1)

@@ -74,6 +74,20 @@ def test_scores_of_activations_are_those_of_autograd_with_one_layer_moved(archit
     assert relative(found.scores, reference) < 3e-6
 
 
+@pytest.mark.parametrize("architecture", ["neox-parallel", "llama-grouped", "olmo2-grouped", "gemma2"])
+@pytest.mark.parametrize("method", get_args(Method))
+def test_scores_in_bfloat16_are_near_those_in_float32(architecture: str, method: Method) -> None:
+    pairs = TokenPairs(*random_pairs(4, seed=1))
+
+    def scores(dtype: torch.dtype) -> Tensor:
+        weights = read_weights(random_model(architecture, n_layers=2, seed=2).to(dtype))
+        return edge_scores(weights, pairs, logit_difference, method=method, steps=2).scores.flatten()
+
+    exact, rounded = scores(torch.float32), scores(torch.bfloat16)
+    assert rounded.dtype == torch.float32
+    assert torch.corrcoef(torch.stack([exact, rounded]))[0, 1] > 0.95
+
+
 @pytest.mark.parametrize("architecture", [*HOOKED, "llama", "llama-grouped", "olmo2-grouped", "gemma2"])
 def test_information_flow_is_the_share_of_every_node_in_what_is_read(architecture: str) -> None:
     model = in_float64(random_model(architecture))
