@@ -79,8 +79,9 @@ class EapConfig(Section):
     with `ceap`, a `quadrature` or `accumulate: model`; 5 with `eap_ig_activations`, which has them in every layer."""
     tolerance: float = key(TOLERANCE, gt=0, le=100, reason="it is a share of the error", only_with=("ig_steps", "auto"))
     """With `ig_steps: auto`, the error of integration that may be left, in standard errors of the scores."""
-    quadrature: Quadrature = key("left", only_with=("method", "eap_ig"))
-    """Where the [steps](../docs/circuits.md#scores) lie: `left`, `right`, `midpoint` or `gauss-legendre`."""
+    quadrature: Quadrature = key("left", only_with=("method", "eap_ig", "exact"))
+    """Where the [steps](../docs/circuits.md#scores) lie: `left`, `right`, `midpoint` or `gauss-legendre`; with `exact`,
+    those that find the strongest edges."""
     accumulate: Accumulate = key("float32", only_with=("method", *GRADIENT_METHODS))
     """How scores of batches and steps are [added up](../docs/study.md#every-difference): in `float32`, or in the number
     format of the `model`, by `batch_size`."""
