@@ -178,7 +178,7 @@ def find_circuit(model: Model, task: Task, **keys: Any) -> MeasuredCircuit:
 
     Args:
         keys: the script's keys, with its defaults (configs/README.md): `n_prompts=100` (of a table: all rows),
-            `ig_steps=20`, `quadrature="left"`, `threshold=0.8`, `criterion="normalised"`, `order="greedy"`,
+            `ig_steps="auto"`, `quadrature="left"`, `threshold=0.8`, `criterion="normalised"`, `order="greedy"`,
             `sizes=None`, `evaluate_on="heldout"`, `n_random=20`, `batch_size=32`, `seed=0`,
             `prepend_bos="auto"`, ... Those within a block may also be given with it: `eap={"ig_steps": 5}`,
             `search={"threshold": 0.9}`.

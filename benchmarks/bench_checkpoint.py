@@ -4,10 +4,10 @@
     OMP_NUM_THREADS=1 python benchmarks/bench_checkpoint.py model_cache/smollm2-135m
 
 Of pythia-70m's, 160m's and 410m's shapes with random weights, or of the last checkpoint of a family's folder. The task
-is IOI with the defaults of `get_circuits_over_time.py`, and as many prompts to score edges on as to evaluate circuits
-on. A plain pass is that of Hugging Face over the former, with logits at the answers alone. Times are those that this
-process computes, without what it waits for. A random model has learned nothing, so there circuits are to keep what
-follows in the whole model (`kl`), which every model does.
+is IOI with the defaults of `get_circuits_over_time.py` but 20 steps, and as many prompts to score edges on as to
+evaluate circuits on. A plain pass is that of Hugging Face over the former, with logits at the answers alone. Times are
+those that this process computes, without what it waits for. A random model has learned nothing, so there circuits are
+to keep what follows in the whole model (`kl`), which every model does.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def measure(family: Family, step: int, n_prompts: int, *, learned: bool) -> None
     family.load(step, device="cpu")  # Imports libraries, and hashes the file.
     checkpoint = clock("load", family.load, step, device="cpu")
     search = {} if learned else {"min_gap": 0.0}
-    config = CircuitsConfig(model=family.name, task="ioi", n_prompts=n_prompts, search=search)
+    config = CircuitsConfig(model=family.name, task="ioi", n_prompts=n_prompts, search=search, eap={"ig_steps": 20})
     task = TASKS["ioi"] if learned else replace(TASKS["ioi"], primary="kl")
     weights = checkpoint.weights
     prompts = clock("tokenise", find.circuit_prompts, config, task, checkpoint.tokenizer, weights)
