@@ -190,3 +190,11 @@ def test_a_dry_run_predicts_what_fits_on_usual_gpus(tmp_path: Path, monkeypatch:
 )
 def test_steps_are_as_many_as_it_takes_unless_something_needs_a_number(keys: dict, steps: object) -> None:
     assert EapConfig(**keys).ig_steps == steps
+
+
+def test_with_zero_ablation_steps_are_a_number() -> None:
+    zero = {"model": "m", "task": "ioi", "ablation": "zero"}
+    assert CircuitsConfig(**zero).eap.ig_steps == 20
+    assert CircuitsConfig(**zero, eap={"ig_steps": 100}).eap.ig_steps == 100
+    with pytest.raises(ValueError, match="ig_steps=auto: stops too early with ablation=zero; give a number"):
+        CircuitsConfig(**zero, eap={"ig_steps": "auto"})

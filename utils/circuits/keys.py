@@ -76,7 +76,7 @@ class EapConfig(Section):
         "auto", reason="more steps change no score", only_with=("method", *USUAL_STEPS)
     )
     """Integration [steps](../docs/circuits.md#scores), or with `eap_ig` `auto`: as many as it takes. If nobody says, 20
-    with `ceap`, a `quadrature` or `accumulate: model`; 5 with `eap_ig_activations`, which has them in every layer."""
+    with `ceap`, `ablation: zero`, a `quadrature` or `accumulate: model`; 5 a layer with `eap_ig_activations`."""
     tolerance: float = key(TOLERANCE, gt=0, le=100, reason="it is a share of the error", only_with=("ig_steps", "auto"))
     """With `ig_steps: auto`, the error of integration that may be left, in standard errors of the scores."""
     quadrature: Quadrature = key("left", only_with=("method", "eap_ig", "exact"))
@@ -201,6 +201,25 @@ class CircuitKeys(PairKeys):
     positions: bool = False
     """Tell edges apart by the [role of the token](../docs/circuits.md#by-the-role-of-a-token) where they are read."""
     search: SearchConfig = SearchConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _steps_with_zero(cls, given: Any) -> Any:
+        eap = given.get("eap", {}) if isinstance(given, dict) and given.get("ablation") == "zero" else None
+        if (
+            not isinstance(eap, dict)
+            or eap.get("method", USUAL_METHOD) != USUAL_METHOD
+            or given.get("circuit") is not None
+        ):
+            return given
+        return {**given, "eap": {"ig_steps": USUAL_STEPS[USUAL_METHOD], **eap}}
+
+    @model_validator(mode="after")
+    def _no_auto_with_zero(self) -> CircuitKeys:
+        scored = self.eap.method == USUAL_METHOD and getattr(self, "circuit", None) is None
+        if self.ablation == "zero" and self.eap.ig_steps == "auto" and scored:
+            raise ValueError("eap.ig_steps=auto: stops too early with ablation=zero; give a number, 100 or more")
+        return self
 
     def unread(self, prefix: str = "") -> Iterator[tuple[str, str]]:
         """Adds what another method or ablation would read."""
