@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from circuits_over_time.edge_attribution_patching.choices import USUAL_STEPS
 from circuits_over_time.edge_attribution_patching.circuits.circuit_size import SizeRule
 from circuits_over_time.edge_attribution_patching.circuits.faithfulness import (
     Baselines,
@@ -90,7 +91,7 @@ def main() -> int:
             if not Baselines.of(evaluator.full, evaluator.corrupted).learned(config.search.min_gap):
                 continue
             fold_of = assign_folds(len(prompts.scoring), config.eap.n_folds, config.seed)
-            folds = attribute(weights, prompts.scoring.pairs, metrics[0], fold_of, steps=config.eap.ig_steps)
+            folds = attribute(weights, prompts.scoring.pairs, metrics[0], fold_of, steps=USUAL_STEPS["eap_ig"])
             for selection, share in SELECTIONS:
                 search = {"selection": selection, "positive_share": share}
                 found = measure(evaluator, folds, CircuitsConfig(**given, search=search), arguments.resamples)

@@ -350,7 +350,10 @@ def of_eap_ig_json(stored: Mapping[str, Any], model: Graph | None = None) -> Cir
     if not isinstance(nodes, dict) or not all(isinstance(node, dict) for node in nodes.values()):
         raise ValueError("nodes: not an object of nodes, each with its in_graph")
     left_out = {name for name, node in nodes.items() if node.get("in_graph") is False}
-    partly = {name for name, node in nodes.items() if not all(node.get("neurons", ()))}
+    neurons = {name: node["neurons"] for name, node in nodes.items() if node.get("neurons") is not None}
+    if crooked := [name for name, held in neurons.items() if not isinstance(held, list)]:
+        raise ValueError(f"nodes: {crooked[0]}: its neurons are not a list")
+    partly = {name for name, held in neurons.items() if not all(held)}
     return _with_nodes(Circuit(graph, scores, in_circuit), left_out, partly)
 
 
@@ -390,13 +393,13 @@ def of_eap_ig_tensors(stored: Mapping[str, Any], model: Graph | None = None) -> 
             shape = tuple(tensor.shape) if isinstance(tensor, Tensor) else tensor
             raise ValueError(f"{key}: {shape} where the graph needs {tuple(graph.edge_mask.shape)}")
     in_circuit = in_circuit.bool()
-    if "nodes_scores" in stored or "neurons_in_graph" in stored:  # Its circuits of nodes fill whole rows.
-        in_circuit = in_circuit & graph.edge_mask
+    if any(stored.get(key) is not None for key in ("nodes_scores", "neurons_in_graph")):
+        in_circuit = in_circuit & graph.edge_mask  # Its circuits of nodes fill whole rows.
     _require_edges(in_circuit & ~graph.edge_mask, graph, "it is no edge of the graph")
     _require_edges(~scores.isfinite() & graph.edge_mask, graph, "its score is no number")
     lacking = []
     for key in ("nodes_in_graph", "neurons_in_graph"):
-        held = stored.get(key, torch.ones(graph.n_forward))
+        held = torch.ones(graph.n_forward) if stored.get(key) is None else stored[key]
         if not isinstance(held, Tensor) or not held.ndim or len(held) != graph.n_forward:
             raise ValueError(f"{key}: not a tensor of {graph.n_forward} nodes")
         lacking.append(

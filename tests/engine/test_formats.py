@@ -161,6 +161,7 @@ def wrong_files() -> list[tuple[str, Any, str]]:
             for units in (["A0.0"], {"unit_ids": "A0.0"}, {"unit_ids": [["A0.0"]]})
         ),
         ("x.json", good | {"nodes": ["input"]}, "nodes: not an object"),
+        ("x.json", good | {"nodes": good["nodes"] | {member: {"neurons": 3}}}, f"nodes: {member}: its neurons are not"),
         ("x.json", good | {"nodes": good["nodes"] | {member: {"in_graph": False}}}, f"its node {member} is not"),
         (
             "x.json",
@@ -226,12 +227,12 @@ def test_files_that_the_published_eap_ig_did_not_prune_or_made_of_nodes_are_read
     # It fills whole rows of its nodes, entries that are no edges too, and counts no node that nothing goes into.
     nodes = torch.tensor([name in ("input", "m0", "a1.h0") for name in GRAPH.forward_nodes])
     stored |= {"edges_in_graph": nodes[:, None].expand(7, 15).clone(), "nodes_in_graph": nodes}
-    torch.save(stored | {"nodes_scores": torch.ones(7)}, tmp_path / "nodes.pt")
+    torch.save(stored | {"nodes_scores": torch.ones(7), "neurons_in_graph": None}, tmp_path / "nodes.pt")
     assert torch.equal(read(tmp_path / "nodes.pt")[0].in_circuit, GRAPH.edge_mask & nodes[:, None])
     loose = json.loads(export(circuit_of(GRAPH, 0, 0), "eap_ig_json", ORIGIN)[1])
     for name in ("input->m0", "m0->logits", "m1->logits"):
         loose["edges"][name]["in_graph"] = True
-    loose["nodes"] |= {name: {"in_graph": True} for name in ("input", "m0")}
+    loose["nodes"] |= {name: {"in_graph": True, "neurons": None} for name in ("input", "m0")}
     (tmp_path / "loose.json").write_text(json.dumps(loose))
     assert read(tmp_path / "loose.json")[0].n_edges == 3
 

@@ -236,6 +236,10 @@ def test_a_threshold_that_is_not_reached_names_the_best_circuit(model: Model) ->
     assert circuit.status == "threshold not reached"
     best = circuit.curve["faithfulness"].max()
     assert f"has {best:.2f}" in repr(circuit)
+    of_nodes = cot.find_circuit(model, cot.task("sva"), sizes=[1, 3], level="node", threshold=1.0, **FEW)
+    best = of_nodes.curve.sort_values("faithfulness").iloc[-1]
+    assert best["n_edges"] > best["size"]
+    assert f"the best, of {best['size']} heads and MLPs, has {best['faithfulness']:.2f}" in repr(of_nodes)
 
 
 def test_a_saved_circuit_is_read_back_whole(circuit: MeasuredCircuit, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pytest
 import yaml
@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, model_validator
 
-from circuits_over_time.edge_attribution_patching.choices import VARIANTS
+from circuits_over_time.edge_attribution_patching.choices import VARIANTS, Method
 from circuits_over_time.utils.algorithms.keys import IoiConsistencyConfig
 from circuits_over_time.utils.base.errors import UserError, is_out_of_memory
 from circuits_over_time.utils.circuits.keys import CircuitsConfig
@@ -466,6 +466,8 @@ def test_a_key_that_is_right_and_unread_is_said(write: Any, caplog: pytest.LogCa
             ["eap.quadrature: is not read with ig_steps=auto, which has a rule of its own"],
         ),
         (CircuitsConfig, ["task=ioi", "eap.ig_steps=auto"], []),
+        *((CircuitsConfig, ["task=ioi", f"eap.method={method}"], []) for method in get_args(Method)),
+        (CircuitsConfig, ["task=ioi", "eap={method: eap, ig_steps: 7}"], ["eap.ig_steps: is not read with method=eap"]),
     ],
 )
 def test_a_key_that_the_tasks_or_definitions_do_not_read_is_said(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -229,3 +230,15 @@ def test_of_many_models_only_the_one_that_is_asked_for_is_looked_up(monkeypatch:
         assert family_named(config, name).name == name
     assert asked == ["pythia-160m-seed1", "pythia-160m"]
     assert family_named(config, "olmo").name == "olmo"  # A name in the results may be another than the one given.
+
+
+def test_the_command_of_circuits_that_are_not_there_finds_those_and_no_others(tmp_path: Path) -> None:
+    given = [f"model={TOY}", f"checkpoints=[{LAST}]", f"results_dir={tmp_path}", "n_prompts=4", "device=cpu"]
+    few = ["task=ioi", "search.sizes=[5]", "n_random=0", "attention=null"]
+    assert main(CIRCUITS, [*given, *few, "eap.method=eap_ig_activations", "eap.ig_steps=2", "ablation=zero"]) == 0
+    results = Store(tmp_path)
+    for name in ("ioi", "ioi@node", "ioi@ceap"):
+        _, _, *again = shlex.split(results.folder("graphs", TOY.name, name).how_to_make())
+        assert not {"eap.ig_steps=2", "ablation=zero", "eap.method=eap_ig_activations"} & set(again)
+        assert main(CIRCUITS, again) == 0
+        assert results.folder("graphs", TOY.name, name).steps() == [LAST]

@@ -106,8 +106,9 @@ class EapConfig(Section):
         return self
 
     def unread(self, prefix: str = "") -> Iterator[tuple[str, str]]:
-        """Adds the quadrature, where the rule is that of `auto`."""
-        yield from super().unread(prefix)
+        """Adds the quadrature, where the rule is that of `auto`; steps that nobody gave are none that go unread."""
+        usual = self.ig_steps == USUAL_STEPS[USUAL_METHOD]
+        yield from (found for found in super().unread(prefix) if not (usual and found[0] == f"{prefix}ig_steps"))
         if self.ig_steps == "auto" and self.method == USUAL_METHOD and "quadrature" in self.model_fields_set:
             yield f"{prefix}quadrature", "with ig_steps=auto, which has a rule of its own"
 

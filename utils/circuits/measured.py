@@ -287,7 +287,8 @@ class MeasuredCircuit:
         if len(self.edges) or self.status == "not measured":
             return [self._in_words(len(self.edges)), run or self.status]
         best = self.curve.sort_values("faithfulness").tail(1).to_dict("records")
-        tried = "".join(f"; the best, of {row['n_edges']} {self._unit}, has {row['faithfulness']:.2f}" for row in best)
+        column = "n_edges" if self._unit == "edges" else "size"  # Between nodes there are more edges than nodes.
+        tried = "".join(f"; the best, of {row[column]} {self._unit}, has {row['faithfulness']:.2f}" for row in best)
         return [f"{self.status}{tried}", run]
 
     def _of(self) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuits_over_time.edge_attribution_patching.choices import USUAL_METHOD
+from circuits_over_time.edge_attribution_patching.choices import USUAL_METHOD, VARIANTS
 
 from ..base.errors import UserError
 from ..config.explain import checked
@@ -38,6 +38,8 @@ ASKED_FOR: Mapping[str, Mapping[str, Any]] = {
 }
 # Of a run that was ended, they would delete what it has measured.
 _NOT_REPEATED = ("overwrite", "repair")
+# How a method scores: another one may refuse it.
+_OF_A_METHOD = ("ig_steps", "tolerance", "quadrature")
 
 
 @dataclass(frozen=True)
@@ -94,16 +96,21 @@ def how_to_make(
     if found.name not in KINDS:
         return f"cot.over_time({', '.join(['...', *(f'{name}={value}' for name, value in keys.items())])})"
     runs, finds = list(stored_runs(root, model)), found.script == KINDS["graphs"].script
-    if task is not None and finds and (method := task_and_method(task)[1]) != USUAL_METHOD:
-        keys = variant_keys(method) | keys
+    variant = variant_keys(task_and_method(task)[1]) if task is not None and finds else {}
+    keys, usual = variant | keys, dict[str, Any]()
     own = sorted((run for run in runs if run.script == found.script), key=lambda run: run.task != task)
     for run in [*own, *runs][:1]:
         wanted = dict(run.given)
         if task is not None and (given := run.given_task(task)) is not None:
             wanted["task"] = task_and_method(given)[0] if finds else given  # The method is a key of the first.
+        if task is not None and finds and own:  # It may have found circuits of another name.
+            eap, method = wanted.get("eap") or {}, variant.get("eap.method", USUAL_METHOD)
+            if eap.get("method", USUAL_METHOD) != method:
+                wanted["eap"] = {name: value for name, value in eap.items() if name not in _OF_A_METHOD}
+            usual = {name: values[0] for name, values in VARIANTS.items()}
         outdated = any(one.outdated and task in (None, one.task) for one in own) and "repair" not in keys
         keys = ({"overwrite": True} if outdated else {}) | keys
-        if made := command(found, wanted, root, same_script=bool(own), **keys):
+        if made := command(found, wanted, root, same_script=bool(own), **(usual | keys)):
             return made
     return _first_command(found, root, model, task, keys)
 
