@@ -65,7 +65,7 @@ def main() -> int:
     for step in sorted(family.steps)[-arguments.checkpoints :]:
         checkpoint = family.load(step, "float32", "cpu")
         for task in arguments.tasks:
-            prompts = circuit_prompts(config, TASKS[task], checkpoint.tokenizer).scoring
+            prompts = circuit_prompts(config, TASKS[task], checkpoint.tokenizer, checkpoint.weights).scoring
             pairs, metric = prompts.pairs, prompts.metric(TASKS[task].primary)
 
             def scores(steps: int, rule: str, pairs=pairs, metric=metric, weights=checkpoint.weights) -> torch.Tensor:

@@ -83,7 +83,7 @@ def main() -> int:
         checkpoint = family.load(step, device="cpu")
         weights = checkpoint.weights
         for task in arguments.task:
-            given = {"model": arguments.model, "task": task, "n_prompts": arguments.prompts, "eap": {"ig_steps": 20}}
+            given = {"model": arguments.model, "task": task, "n_prompts": arguments.prompts}
             config = CircuitsConfig(**given)
             prompts = circuit_prompts(config, TASKS[task], checkpoint.tokenizer, checkpoint.weights)
             metrics = [part.metric(TASKS[task].primary) for part in (prompts.scoring, prompts.evaluation)]

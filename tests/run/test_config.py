@@ -466,8 +466,8 @@ def test_a_key_that_is_right_and_unread_is_said(write: Any, caplog: pytest.LogCa
             ["eap.quadrature: is not read with ig_steps=auto, which has a rule of its own"],
         ),
         (CircuitsConfig, ["task=ioi", "eap.ig_steps=auto"], []),
-        *((CircuitsConfig, ["task=ioi", f"eap.method={method}"], []) for method in get_args(Method)),
         (CircuitsConfig, ["task=ioi", "eap={method: eap, ig_steps: 7}"], ["eap.ig_steps: is not read with method=eap"]),
+        *((CircuitsConfig, ["task=ioi", f"eap.method={method}"], []) for method in get_args(Method)),
     ],
 )
 def test_a_key_that_the_tasks_or_definitions_do_not_read_is_said(

@@ -76,6 +76,16 @@ def test_its_own_circuit_has_the_faithfulness_that_was_found(store: Store) -> No
         assert own[column].tolist() == pytest.approx([selected[column]] * len(own), rel=1e-4)
 
 
+def test_prompts_that_are_not_those_of_the_circuit_are_said(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    for n_prompts, said in ((20, []), (15, ["n_prompts=15 (there 20)"])):
+        caplog.clear()
+        config = SwapConfig(
+            model=str(TOY), task="sva", n_prompts=n_prompts, sources=[LAST], results_dir=str(store.root)
+        )
+        swap_keys.check_sources(config, store, TOY.name, TOY_STEPS)
+        assert [record.getMessage().rpartition(": ")[2] for record in caplog.records] == said
+
+
 def test_a_row_by_hand(store: Store) -> None:
     family = resolve_family(str(TOY), Path("model_cache"))
     into, source = (family.load(step, "float32", "cpu") for step in (LAST, TOY_STEPS[0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from ..config.keys import (
     different,
     execution,
     known_schedule,
+    result_settings,
     task_and_method,
     variant_keys,
 )
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 
     from ..models.tokenizers import PlainShape
     from ..results.store import Store
+
+logger = logging.getLogger(__name__)
 
 EVERYWHERE = ("circuit", "heads", "mlps", "all")
 """Names of sets that every model has; others are nodes, or roles of IOI."""
@@ -126,8 +130,21 @@ def family_named(config: BaseConfig, name: str) -> Family:
 
 
 def check_sources(config: SwapConfig, store: Store, model: str, steps: Sequence[int]) -> None:
-    """Refuse steps in `sources` that there are none of, with a UserError."""
+    """Refuse steps in `sources` that there are none of, with a UserError; say which keys are not those of a circuit."""
     source_steps(config, family_named(config, model))
+    for task in (task.name for task in tasks_of_swaps(config)):
+        folder = store.folder("graphs", model, task)
+        if not (folder.path / "run.json").exists():
+            continue
+        settings, theirs = settings_of(config, task), folder.read_run().get("settings", {})
+        ours = result_settings(settings)
+        means = ["reference.corpus", "reference.n_prompts"] if "mean" in settings.ablation else []
+        read = [
+            name for name in (*PairSettings.model_fields, *means) if name in theirs and ours.get(name, "auto") != "auto"
+        ]
+        if unlike := [name for name in read if theirs[name] != ours[name]]:
+            told = ", ".join(f"{name}={ours[name]} (there {theirs[name]})" for name in unlike)
+            logger.warning("%s: faithfulness is not that of %s: %s", task, folder.path, told.replace("None", "null"))
 
 
 def inputs_of_swaps(config: SwapConfig, tokenizer: PreTrainedTokenizerBase, shape: PlainShape) -> Iterator[Work]:

@@ -238,7 +238,7 @@ def _scores(
         )
     found = {}
     for name, table in tables.items():
-        places = table["layer"].to_numpy(), table["head"].to_numpy()
+        places = table["layer"].to_numpy(copy=True), table["head"].to_numpy(copy=True)  # torch warns of read-only ones
         values = torch.zeros(2, checkpoint.weights.n_layers, checkpoint.weights.n_heads)
         values[:, *places] = torch.tensor(table[["value", "se"]].fillna(0).to_numpy(dtype="float32").T)
         found[name] = values[0], values[1]
