@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from ..models.checkpoint import LoadedCheckpoint
     from ..results.store import Result
-    from .worker import Pool
+    from .pool import Pool
 
 SHORTEST, LONGEST = 0.05, 1.0
 """Seconds between two looks at what other processes measure. The longer it takes them, the less often it is looked."""

@@ -17,7 +17,8 @@ from ..base.errors import CheckpointUnusable, UserError
 from ..config.keys import BaseConfig
 from .claims import ClaimedCheckpoint
 from .plan import Job
-from .worker import PoolResult, WorkerSetup, import_library, import_path, work_item, work_on
+from .pool import PoolResult
+from .worker import WorkerSetup, import_library, import_path, work_item, work_on
 
 WAIT = 0.3
 """Seconds to wait for the workers before looking for more to hand out."""

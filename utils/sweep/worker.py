@@ -11,10 +11,9 @@ import importlib
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ..base.errors import UserError
 from ..base.memory import release_memory
@@ -35,34 +34,6 @@ class WorkerSetup:
     jobs: tuple[Job, ...]
     folder: Path  # the driver's, which paths in configs are relative to
     threads: int
-
-
-@dataclass(frozen=True)
-class PoolResult:
-    """What came back from a pool of a claimed checkpoint."""
-
-    of: ClaimedCheckpoint
-    measured: Sequence[tuple[Measurement, EncodedResults]] = ()  # what is missing there, and its files
-    unusable: str = ""  # why the checkpoint could not be measured, in one line
-    refused: str = ""  # bad input, in one line; it ends the run
-
-
-class Pool(Protocol):
-    """Workers somewhere else that load and measure; a context, which is left when all is measured.
-
-    `room` is how many claimed checkpoints they can have at once; `submit` hands one out; `wait` returns what has come
-    back, and waits a moment for the first.
-    """
-
-    def __enter__(self) -> object: ...
-
-    def __exit__(self, *raised: Any) -> None: ...
-
-    def room(self) -> int: ...
-
-    def submit(self, claimed: ClaimedCheckpoint) -> None: ...
-
-    def wait(self) -> list[PoolResult]: ...
 
 
 @dataclass(frozen=True)
