@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 import get_greater_than_consistency
 from circuits_over_time.utils.circuits.keys import USUAL_POINTS, CircuitsConfig, EapConfig, passes
@@ -190,6 +191,11 @@ def test_a_dry_run_predicts_what_fits_on_usual_gpus(tmp_path: Path, monkeypatch:
 )
 def test_steps_are_as_many_as_it_takes_unless_something_needs_a_number(keys: dict, steps: object) -> None:
     assert EapConfig(**keys).ig_steps == steps
+
+
+def test_a_method_that_is_no_word_is_refused_in_pydantics_words() -> None:
+    with pytest.raises(ValidationError, match="method"):
+        EapConfig(method=[])
 
 
 def test_with_zero_ablation_steps_are_a_number() -> None:

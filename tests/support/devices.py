@@ -32,11 +32,18 @@ GPU_MARKS = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), 
 DEVICES = ("cpu", pytest.param("cuda", marks=GPU_MARKS))
 """For `parametrize`: a test that needs a GPU runs on the CPU all the same."""
 
+_STEPS = ["eap.ig_steps=20"]  # Only the first takes as many as it needs, in rounds that each launch and wait anew.
 SCRIPTS = {
     "circuits": ("get_circuits_over_time", ["task=[sva, greater_than]", "n_prompts=20", "search.mib=true"]),
-    "ablated": ("get_circuits_over_time", ["task=sva", "n_prompts=8", "n_random=2", "ablation=mean_positional"]),
-    "tested": ("get_circuits_over_time", ["task=sva", "n_prompts=20", "n_random=5", "hypothesis_tests=true"]),
-    "consistency": ("get_ioi_consistency", ["n_prompts=20", "cspa.corpus=toy", "cspa.n_sequences=5"]),
+    "ablated": (
+        "get_circuits_over_time",
+        ["task=sva", "n_prompts=8", "n_random=2", "ablation=mean_positional", *_STEPS],
+    ),
+    "tested": ("get_circuits_over_time", ["task=sva", "n_prompts=20", "n_random=5", "hypothesis_tests=true", *_STEPS]),
+    "consistency": (
+        "get_ioi_consistency",
+        ["n_prompts=20", "cspa.corpus=toy", "cspa.n_sequences=5", "circuit.eap.ig_steps=20"],
+    ),
     "greater_than": ("get_greater_than_consistency", ["circuit.heads=all"]),
     "components": ("get_full_model_components_over_time", []),
     "cspa": ("get_model_cspa", ["corpus=toy", "n_sequences=5"]),

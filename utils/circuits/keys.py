@@ -93,8 +93,9 @@ class EapConfig(Section):
     def _usual_steps(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        usual = dict[Any, int](USUAL_STEPS).get(given.get("method"), USUAL_STEPS[USUAL_METHOD])
-        auto = given.get("method", USUAL_METHOD) == USUAL_METHOD and given.get("accumulate") != "model"
+        method = given.get("method", USUAL_METHOD)  # whatever was written, as nothing is checked yet
+        usual = next((steps for name, steps in USUAL_STEPS.items() if name == method), USUAL_STEPS[USUAL_METHOD])
+        auto = method == USUAL_METHOD and given.get("accumulate") != "model"
         return given if auto and "quadrature" not in given else {"ig_steps": usual, **given}
 
     @model_validator(mode="after")
