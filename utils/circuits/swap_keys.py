@@ -31,6 +31,7 @@ from ..config.schedules import select_steps
 from ..heads.needs import require_context
 from ..models.family import Family, family_of
 from ..results.kinds import ROLES
+from ..results.record import shown
 from ..tasks import Task, tasks_of
 from ..tasks.prompts import Work
 from .keys import CircuitSettings, PairSettings, ReferenceConfig, circuit_pairs
@@ -143,8 +144,8 @@ def check_sources(config: SwapConfig, store: Store, model: str, steps: Sequence[
             name for name in (*PairSettings.model_fields, *means) if name in theirs and ours.get(name, "auto") != "auto"
         ]
         if unlike := [name for name in read if theirs[name] != ours[name]]:
-            told = ", ".join(f"{name}={ours[name]} (there {theirs[name]})" for name in unlike)
-            logger.warning("%s: faithfulness is not that of %s: %s", task, folder.path, told.replace("None", "null"))
+            told = ", ".join(f"{name}={shown(ours[name])} (there {shown(theirs[name])})" for name in unlike)
+            logger.warning("%s: faithfulness is not that of %s: %s", task, folder.path, told)
 
 
 def inputs_of_swaps(config: SwapConfig, tokenizer: PreTrainedTokenizerBase, shape: PlainShape) -> Iterator[Work]:
