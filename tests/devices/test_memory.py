@@ -53,7 +53,7 @@ def test_a_job_is_a_group_within_others_and_files_that_were_read_make_way(
 
 @pytest.mark.parametrize(
     ("free", "on_cpu", "on_gpu"),
-    [(80 * GB, 1.0, 32.0), (24 * GB, 1.0, 8.0), (2 * GB, 0.5, 0.5), (0.1 * GB, 0.03125, 0.03125), (0, 2**-10, 2**-10)],
+    [(80 * GB, 0.5, 32.0), (24 * GB, 0.5, 8.0), (2 * GB, 0.5, 0.5), (0.1 * GB, 0.03125, 0.03125), (0, 2**-10, 2**-10)],
 )
 def test_auto_leaves_a_margin_and_room_for_what_is_kept(
     free: float, on_cpu: float, on_gpu: float, monkeypatch: pytest.MonkeyPatch

@@ -365,14 +365,14 @@ def test_the_budget_is_halved_too(
 
     def measure(checkpoint: LoadedCheckpoint, config: Any, inputs: Any, task: Task) -> dict[str, Result]:
         tried.append((config.batch_size, config.budget_gb(checkpoint.device)))
-        if tried[-1][1] > 0.3:
+        if tried[-1][1] > 0.2:
             raise torch.OutOfMemoryError
         return ANALYSIS.measure(checkpoint, config, inputs, task)
 
     analysis = dataclasses.replace(ANALYSIS, measure=measure, schema=Budgeted)
     assert bench.run("batch_size=2", "checkpoints=[0]", "task=x", analysis=analysis) == 0
-    assert tried == [(2, 1.0), (1, 0.5), (1, 0.25)]
-    assert "from here on with batch_size=1, memory_budget_gb=0.25" in capsys.readouterr().err
+    assert tried == [(2, 0.5), (1, 0.25), (1, 0.125)]
+    assert "from here on with batch_size=1, memory_budget_gb=0.125" in capsys.readouterr().err
 
 
 def test_an_analysis_that_leaves_out_a_kind_is_a_bug(bench: Bench) -> None:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 GB = 1e9
 MARGIN = 0.2
 """Share of what is free that is left alone: for what others take, and for gaps between blocks."""
-MOST_ON_CPU = 1.0
-"""GB. More makes nothing faster there: stacks of this size no longer fit into any cache."""
+MOST_ON_CPU = 0.5
+"""GB. More makes little faster there: stacks of this size no longer fit into any cache."""
 CGROUP, PROCESS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
