@@ -462,9 +462,11 @@ def test_a_key_that_is_right_and_unread_is_said(write: Any, caplog: pytest.LogCa
         (IoiConsistencyConfig, ["thresholds.negative_copy_score=20"], []),
         (
             CircuitsConfig,
-            ["task=ioi", "eap={ig_steps: auto, quadrature: left}"],
-            ["eap.quadrature: is not read with ig_steps=auto, which has a rule of its own"],
+            ["task=ioi", "ablation=zero", "eap.tolerance=1"],
+            ["eap.tolerance: is not read with 20 steps; it needs as many as it takes"],
         ),
+        (CircuitsConfig, ["task=ioi", "eap.tolerance=1"], []),
+        (CircuitsConfig, ["task=ioi", "eap.quadrature=midpoint"], []),
         (CircuitsConfig, ["task=ioi", "eap.ig_steps=auto"], []),
         (CircuitsConfig, ["task=ioi", "eap={method: eap, ig_steps: 7}"], ["eap.ig_steps: is not read with method=eap"]),
         *((CircuitsConfig, ["task=ioi", f"eap.method={method}"], []) for method in get_args(Method)),

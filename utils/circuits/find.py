@@ -16,7 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from circuits_over_time.edge_attribution_patching.choices import Ablation
+from circuits_over_time.edge_attribution_patching.choices import USUAL_STEPS, Ablation
 from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
 from circuits_over_time.edge_attribution_patching.circuits.faithfulness import (
     Baselines,
@@ -244,14 +244,15 @@ def score_edges(weights: ModelWeights, prompts: CircuitPrompts, settings: Circui
     if (given := prompts.given) is not None:
         return FoldScores(given.graph, (given.scores * given.graph.edge_mask)[None], torch.tensor([1]))
     scoring, eap, edges = prompts.scoring, settings.eap, settings.exact.edges
-    return edge_scores(
+    steps = eap.steps(settings.ablation)
+    folds = edge_scores(
         weights,
         scoring.pairs,
         metric_of(scoring, prompts.task, weights, settings),
         assign_folds(len(scoring), eap.n_folds, settings.seed),
         method=eap.method,
         level=settings.level,
-        steps=eap.ig_steps,
+        steps=steps,
         tolerance=eap.tolerance,
         quadrature=eap.quadrature,
         accumulate=eap.accumulate,
@@ -260,6 +261,9 @@ def score_edges(weights: ModelWeights, prompts: CircuitPrompts, settings: Circui
         memory_budget_gb=settings.budget_gb(*weights.devices),
         reference=prompts.reference,
     )
+    # What stands for `auto` is told as what `auto` finds is.
+    told = eap.ig_steps == "auto" != steps and eap.method in USUAL_STEPS
+    return replace(folds, points=int(steps)) if told else folds
 
 
 def metric_of(prompts: Prompts, task: Task, weights: ModelWeights, settings: PairSettings) -> Metric:

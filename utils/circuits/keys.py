@@ -75,43 +75,25 @@ class EapConfig(Section):
     ig_steps: Literal["auto"] | Annotated[int, Field(gt=0, le=1000)] = key(
         "auto", reason="more steps change no score", only_with=("method", *USUAL_STEPS)
     )
-    """Integration [steps](../docs/circuits.md#scores), or with `eap_ig` `auto`: as many as it takes. If nobody says, 20
-    with `ceap`, `ablation: zero`, a `quadrature` or `accumulate: model`; 5 a layer with `eap_ig_activations`."""
-    tolerance: float = key(TOLERANCE, gt=0, le=100, reason="it is a share of the error", only_with=("ig_steps", "auto"))
-    """With `ig_steps: auto`, the error of integration that may be left, in standard errors of the scores."""
+    """Integration [steps](../docs/circuits.md#scores). `auto`: as many as it takes with `eap_ig`; 20 with `ceap`,
+    `ablation: zero`, another `quadrature` than `left`, or `accumulate: model`; 5 a layer with `eap_ig_activations`."""
+    tolerance: float = key(TOLERANCE, gt=0, le=100, reason="it is a share of the error")
+    """Where steps are as many as it takes, the error of integration that may be left, in standard errors of scores."""
     quadrature: Quadrature = key("left", only_with=("method", "eap_ig", "exact"))
-    """Where the [steps](../docs/circuits.md#scores) lie: `left`, `right`, `midpoint` or `gauss-legendre`; with `exact`,
-    those that find the strongest edges."""
+    """Where a number of [steps](../docs/circuits.md#scores) lie: `left`, `right`, `midpoint` or `gauss-legendre`; with
+    `exact`, those that find the strongest edges."""
     accumulate: Accumulate = key("float32", only_with=("method", *GRADIENT_METHODS))
     """How scores of batches and steps are [added up](../docs/study.md#every-difference): in `float32`, or in the number
     format of the `model`, by `batch_size`."""
     n_folds: int = amount(10, 2, most=1000)
     """Into how many folds the prompts are dealt, to say [how sure](../docs/circuits.md#how-sure-it-is) scores are."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _usual_steps(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        method = given.get("method", USUAL_METHOD)  # whatever was written, as nothing is checked yet
-        usual = next((steps for name, steps in USUAL_STEPS.items() if name == method), USUAL_STEPS[USUAL_METHOD])
-        auto = method == USUAL_METHOD and given.get("accumulate") != "model"
-        return given if auto and "quadrature" not in given else {"ig_steps": usual, **given}
-
-    @model_validator(mode="after")
-    def _auto_where_it_is(self) -> EapConfig:
-        if self.ig_steps == "auto" and self.method in USUAL_STEPS and self.method != USUAL_METHOD:
-            raise ValueError(f"ig_steps=auto is for {USUAL_METHOD}; give {self.method} a number")
-        if self.ig_steps == "auto" and self.accumulate == "model":
-            raise ValueError("ig_steps=auto adds up in float32; give accumulate=model a number of steps")
-        return self
-
-    def unread(self, prefix: str = "") -> Iterator[tuple[str, str]]:
-        """Adds the quadrature, where the rule is that of `auto`; steps that nobody gave are none that go unread."""
-        usual = self.ig_steps == USUAL_STEPS[USUAL_METHOD]
-        yield from (found for found in super().unread(prefix) if not (usual and found[0] == f"{prefix}ig_steps"))
-        if self.ig_steps == "auto" and self.method == USUAL_METHOD and "quadrature" in self.model_fields_set:
-            yield f"{prefix}quadrature", "with ig_steps=auto, which has a rule of its own"
+    def steps(self, ablation: Ablation) -> int | Literal["auto"]:
+        """`ig_steps`, with a number for `auto` where it is nothing else: the method's usual one."""
+        refined = self.method == USUAL_METHOD and self.quadrature == "left" and self.accumulate == "float32"
+        if self.ig_steps != "auto" or (refined and ablation != "zero"):
+            return self.ig_steps
+        return USUAL_STEPS.get(self.method, 1)
 
 
 class ExactConfig(Section):
@@ -204,28 +186,11 @@ class CircuitKeys(PairKeys):
     """Tell edges apart by the [role of the token](../docs/circuits.md#by-the-role-of-a-token) where they are read."""
     search: SearchConfig = SearchConfig()
 
-    @model_validator(mode="before")
-    @classmethod
-    def _steps_with_zero(cls, given: Any) -> Any:
-        eap = given.get("eap", {}) if isinstance(given, dict) and given.get("ablation") == "zero" else None
-        if (
-            not isinstance(eap, dict)
-            or eap.get("method", USUAL_METHOD) != USUAL_METHOD
-            or given.get("circuit") is not None
-        ):
-            return given
-        return {**given, "eap": {"ig_steps": USUAL_STEPS[USUAL_METHOD], **eap}}
-
-    @model_validator(mode="after")
-    def _no_auto_with_zero(self) -> CircuitKeys:
-        scored = self.eap.method == USUAL_METHOD and getattr(self, "circuit", None) is None
-        if self.ablation == "zero" and self.eap.ig_steps == "auto" and scored:
-            raise ValueError("eap.ig_steps=auto: stops too early with ablation=zero; give a number, 100 or more")
-        return self
-
     def unread(self, prefix: str = "") -> Iterator[tuple[str, str]]:
         """Adds what another method or ablation would read."""
         yield from super().unread(prefix)
+        if self.eap.tolerance != TOLERANCE and (steps := self.eap.steps(self.ablation)) != "auto":
+            yield f"{prefix}eap.tolerance", f"with {steps} steps; it needs as many as it takes"
         if self.reference != ReferenceConfig() and "mean" not in self.ablation:
             yield f"{prefix}reference", f"with ablation={self.ablation}; it needs mean or mean_positional"
         if self.exact.edges != "all" and self.eap.method != "exact":
@@ -369,8 +334,8 @@ def passes(settings: CircuitSettings, n_layers: int, *, given: bool = False) -> 
     # A step runs forward and backward, which takes three times as long as forward. A size takes about a third of a
     # pass, and so do a random circuit and what is left without it; edge by edge, memory takes about fifty times that.
     slower = 50 if settings.accumulate_evaluation == "model" else 1
-    steps = USUAL_POINTS if eap.ig_steps == "auto" else eap.ig_steps
-    scores = 3 * times * (steps if eap.method in USUAL_STEPS else 1)
+    steps = eap.steps(settings.ablation)
+    scores = 3 * times * (USUAL_POINTS if steps == "auto" else steps if eap.method in USUAL_STEPS else 1)
     circuits = 1 + slower * ((14 if search.sizes is None else 0.35 * len(search.sizes)) + 7 * search.mib)
     if given:  # One circuit, without scores and a search.
         scores, circuits = 0, 1 + slower * (0.35 + 7 * search.mib)

@@ -49,8 +49,10 @@ def on_cards(
     if getattr(config, "evaluate_on", "same") == "heldout":  # Scores take one half, and circuits the other.
         pairs = pairs[: (len(pairs) + 1) // 2]
     # Where levels start from a circuit, that is what takes most.
-    eap = getattr(config, "eap", None) or getattr(getattr(config, "circuit", None), "eap", None)
-    method, steps = (eap.method, eap.ig_steps) if eap else ("eap_ig", USUAL_STEPS["eap_ig"])
+    keys: Any = config if hasattr(config, "eap") else getattr(config, "circuit", None)
+    method, steps = "eap_ig", USUAL_STEPS["eap_ig"]
+    if hasattr(keys, "eap"):
+        method, steps = keys.eap.method, keys.eap.steps(keys.ablation)
     nodes = 1 + shape.n_layers * (shape.n_heads + 1)
     told = []
     for card in CARDS:
