@@ -463,7 +463,7 @@ def test_a_key_that_is_right_and_unread_is_said(write: Any, caplog: pytest.LogCa
         (
             CircuitsConfig,
             ["task=ioi", "ablation=zero", "eap.tolerance=1"],
-            ["eap.tolerance: is not read with 20 steps; it needs as many as it takes"],
+            ["eap.tolerance: is not read with a number of steps; it needs as many as it takes"],
         ),
         (CircuitsConfig, ["task=ioi", "eap.tolerance=1"], []),
         (CircuitsConfig, ["task=ioi", "eap.quadrature=midpoint"], []),

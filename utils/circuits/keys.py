@@ -189,8 +189,8 @@ class CircuitKeys(PairKeys):
     def unread(self, prefix: str = "") -> Iterator[tuple[str, str]]:
         """Adds what another method or ablation would read."""
         yield from super().unread(prefix)
-        if self.eap.tolerance != TOLERANCE and (steps := self.eap.steps(self.ablation)) != "auto":
-            yield f"{prefix}eap.tolerance", f"with {steps} steps; it needs as many as it takes"
+        if self.eap.tolerance != TOLERANCE and self.eap.steps(self.ablation) != "auto":
+            yield f"{prefix}eap.tolerance", "with a number of steps; it needs as many as it takes"
         if self.reference != ReferenceConfig() and "mean" not in self.ablation:
             yield f"{prefix}reference", f"with ablation={self.ablation}; it needs mean or mean_positional"
         if self.exact.edges != "all" and self.eap.method != "exact":
