@@ -61,7 +61,7 @@ class CircuitEvaluator:
         self.weights, self.metric, self.accumulate = weights, metric, accumulate
         self.graph = graph or Graph.of(weights, pairs.roles)
         self.memory_budget_gb = memory_budget_gb
-        self.n_prompts, self._ablated = len(pairs), reference is not None
+        self.n_prompts, self._reference = len(pairs), reference
         shared = reference is None and accumulate == "float32"
         batches = pairs.batches(batch_size, share_prefix=shared, weights=weights, memory_budget_gb=memory_budget_gb)
         self._batches = PreparedBatches(weights, batches, "corrupted", memory_budget_gb, reference)
@@ -72,7 +72,7 @@ class CircuitEvaluator:
 
         def of_batch(runs: PreparedRuns) -> Float[Tensor, "mask batch"]:
             how: dict[str, Any] = {"accumulate": self.accumulate, "memory_budget_gb": self.memory_budget_gb}
-            how["ablated"] = self._ablated
+            how["reference"] = self._reference
             return evaluate_circuits(self.weights, runs, self.graph, masks, self.metric, **how)
 
         return self._of_all(len(masks), of_batch)

@@ -217,7 +217,7 @@ class _Path:
         corrupted, clean = (embed(weights, layout, layout.pack(tokens)) for tokens in (batch.corrupted, batch.clean))
         prefix, ablated = kv_cache(weights, layout, batch.clean), None
         if reference is not None:
-            ablated = NodeOutputs.of_reference(reference, layout)
+            ablated = NodeOutputs.of_reference(reference, layout, neurons=neurons)
             corrupted = ablated.embedded
         return cls(weights, layout, prefix, corrupted, clean, points, alphas, step_weights, neurons, ablated)
 
