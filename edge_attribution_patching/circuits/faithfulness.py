@@ -38,7 +38,7 @@ class CircuitEvaluator:
         graph: what circuits are sets of edges of: the model's graph by default, or that of its units.
         pairs: prompt pairs, best on the CPU. With roles, circuits may be of edges and roles.
         memory_budget_gb: how much of the prepared runs to keep; the others are prepared again. Also bounds each pass.
-        reference: what edges outside a circuit carry instead of the corrupted prompt.
+        reference: what edges outside a circuit carry instead of the corrupted prompt; for neurons, made with them.
         accumulate: `model` puts in absent edges one by one in the weights' number format, as Tigges et al. 2024 do.
 
     Attributes:
