@@ -6,16 +6,17 @@ stores and compares edges does so with units: masks and scores are [unit, 1] in 
 What a set of units means in the model:
 
     node      its nodes, `input` and `logits`, with all edges between them
-    neuron    all nodes read all that is written, but units outside the set hold what they do in the corrupted run
+    neuron    all nodes read all that is written, but units outside the set hold what they do in the corrupted run, or
+              ablated (`model.reference`)
 
-Without any unit the whole model is as in the corrupted run.
+Without any unit the whole model is as in the corrupted run, or every node is ablated.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
 
@@ -93,6 +94,11 @@ class Units(Graph):
         for one in np.unique(group):
             dealt[group == one] = generator.permutation(dealt[group == one])
         return dealt
+
+
+def of_neurons(graph: Graph | None) -> TypeGuard[Units]:
+    """Whether sets of a graph's edges are sets of neurons."""
+    return isinstance(graph, Units) and graph.level == "neuron"
 
 
 def graph_of(shape: Shape, level: Level = "edge", roles: TokenRoles | None = None) -> Graph:

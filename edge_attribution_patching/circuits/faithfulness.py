@@ -38,7 +38,7 @@ class CircuitEvaluator:
         graph: what circuits are sets of edges of: the model's graph by default, or that of its units.
         pairs: prompt pairs, best on the CPU. With roles, circuits may be of edges and roles.
         memory_budget_gb: how much of the prepared runs to keep; the others are prepared again. Also bounds each pass.
-        reference: what edges outside a circuit carry instead of the corrupted prompt.
+        reference: what edges outside a circuit carry instead of the corrupted prompt; for neurons, made with them.
         accumulate: `model` puts in absent edges one by one in the weights' number format, as Tigges et al. 2024 do.
 
     Attributes:
@@ -61,7 +61,7 @@ class CircuitEvaluator:
         self.weights, self.metric, self.accumulate = weights, metric, accumulate
         self.graph = graph or Graph.of(weights, pairs.roles)
         self.memory_budget_gb = memory_budget_gb
-        self.n_prompts, self._ablated = len(pairs), reference is not None
+        self.n_prompts, self._reference = len(pairs), reference
         shared = reference is None and accumulate == "float32"
         batches = pairs.batches(batch_size, share_prefix=shared, weights=weights, memory_budget_gb=memory_budget_gb)
         self._batches = PreparedBatches(weights, batches, "corrupted", memory_budget_gb, reference)
@@ -72,7 +72,7 @@ class CircuitEvaluator:
 
         def of_batch(runs: PreparedRuns) -> Float[Tensor, "mask batch"]:
             how: dict[str, Any] = {"accumulate": self.accumulate, "memory_budget_gb": self.memory_budget_gb}
-            how["ablated"] = self._ablated
+            how["reference"] = self._reference
             return evaluate_circuits(self.weights, runs, self.graph, masks, self.metric, **how)
 
         return self._of_all(len(masks), of_batch)

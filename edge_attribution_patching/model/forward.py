@@ -253,9 +253,8 @@ def mlp_hidden(
     return activated
 
 
-def mlp_shares(layer: LayerWeights, x: Float[Tensor, "*stack token d_model"]) -> Float[Tensor, "*stack token d_mlp"]:
-    """What each hidden unit writes, times `LayerWeights.W_out_scaled`."""
-    hidden = mlp_hidden(layer, x)
+def mlp_shares(layer: LayerWeights, hidden: Float[Tensor, "*stack token d_mlp"]) -> Float[Tensor, "*stack token d_mlp"]:
+    """What each hidden unit writes, times `LayerWeights.W_out_scaled`, from what all of them hold."""
     if layer.mlp_post_norm is None:
         return hidden
     return hidden * inverse_rms(layer.mlp_post_norm, F.linear(hidden, layer.W_out.T, layer.b_out))

@@ -110,8 +110,9 @@ def attribute(
         batch_size: pairs that run at once; on a GPU more, if they fit (`pairs_at_once`), unless sums depend on it.
         memory_budget_gb: bounds what autograd keeps and what the contraction holds. Work is split up to stay below it.
         share_prefix: run only the positions from the first difference of a pair on (the others cannot contribute).
-        reference: in place of what nodes write in the corrupted run; then all positions run, the path begins at the
-            reference's embeddings, and conductance's first change at what it has nodes write.
+        reference: in place of what nodes write in the corrupted run, and neurons if it is made for them; then all
+            positions run, the path begins at the reference's embeddings, and conductance's first change at what it has
+            nodes write.
         points: of `eap_ig`, points of the path, ascending, and their weights, instead of `steps`.
         kept: what later calls with other points of the same prompts need not compute again, within the memory budget.
 
@@ -217,7 +218,7 @@ class _Path:
         corrupted, clean = (embed(weights, layout, layout.pack(tokens)) for tokens in (batch.corrupted, batch.clean))
         prefix, ablated = kv_cache(weights, layout, batch.clean), None
         if reference is not None:
-            ablated = NodeOutputs.of_reference(reference, layout)
+            ablated = NodeOutputs.of_reference(reference, layout, neurons=neurons)
             corrupted = ablated.embedded
         return cls(weights, layout, prefix, corrupted, clean, points, alphas, step_weights, neurons, ablated)
 

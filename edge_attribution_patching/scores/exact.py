@@ -1,6 +1,7 @@
 """The exact score of an edge: what the metric loses when this edge alone carries the corrupted prompt.
 
-Of a node: when all edges that leave it do; of a neuron: when it alone holds what it does in the corrupted run.
+Of a node: when all edges that leave it do; of a neuron: when it alone holds what it does in the corrupted run, or
+ablated.
 
     score(u -> v) = mean over prompts of M(clean) - M(clean, with a_u(corrupted) in the place of a_u(clean) at v)
 
@@ -60,7 +61,7 @@ def exact_scores(
         for some in bar(flat.split(EXACT_AT_ONCE), "edges patched one by one"):
             masks = graph.edge_mask.repeat(len(some), 1, 1)
             masks.view(len(some), -1)[torch.arange(len(some)), some] = False
-            how: dict[str, Any] = {"ablated": reference is not None, "memory_budget_gb": memory_budget_gb}
+            how: dict[str, Any] = {"reference": reference, "memory_budget_gb": memory_budget_gb}
             patched = evaluate_circuits(weights, runs, graph, masks, metric, **how)
             sums[:, some] += ((whole - patched).cpu() @ members).T
     return FoldScores(graph, sums.view(-1, graph.n_forward, graph.n_backward), sizes)

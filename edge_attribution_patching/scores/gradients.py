@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from ..choices import QKVName
 from ..graph import Graph
-from ..model.forward import LayerActivations, Writer, clamp_norm_rotate, forward, mlp_shares, unembed
+from ..model.forward import LayerActivations, Writer, clamp_norm_rotate, forward, mlp_hidden, mlp_shares, unembed
 from ..model.packed_tokens import KVCache, PackedTokens, Rotation
 from ..model.pairs import Metric, PairBatch
 from ..model.reference import Reference
@@ -66,13 +66,15 @@ class NodeOutputs:
         return outputs
 
     @classmethod
-    def of_reference(cls, reference: Reference, layout: PackedTokens) -> NodeOutputs:
-        """What ablated nodes write."""
+    def of_reference(cls, reference: Reference, layout: PackedTokens, *, neurons: bool = False) -> NodeOutputs:
+        """What ablated nodes write, and neurons if the reference was made for them."""
         embedded, *totals = reference.totals
         outputs, last = cls(reference.at(embedded, layout)), len(reference.heads) - 1
         for index, (heads, of_mlp) in enumerate(zip(reference.heads, totals[1::2], strict=True)):
             outputs.z.append(reference.at(heads, layout, answers=index == last))
             outputs.mlp_out.append(reference.at(of_mlp, layout, answers=index == last))
+            if neurons:
+                outputs.shares.append(reference.at(reference.shares[index], layout, answers=index == last))
         return outputs
 
     def keep(self, layer: LayerActivations) -> None:
@@ -80,7 +82,8 @@ class NodeOutputs:
         self.z.append(layer.written.detach())
         self.mlp_out.append(layer.mlp_out.detach())
         if self.of_neurons is not None:
-            self.shares.append(mlp_shares(self.of_neurons.layers[layer.layer], layer.mlp_in.detach()))
+            block = self.of_neurons.layers[layer.layer]
+            self.shares.append(mlp_shares(block, mlp_hidden(block, layer.mlp_in.detach())))
 
     def of_step(self, step: int) -> NodeOutputs:
         """One run of a stack."""

@@ -58,8 +58,6 @@ def edge_scores(
         if level != "edge":
             raise ValueError(f"method={method}: scores edges alone, not level={level}")
         return information_flow(weights, pairs, fold_of, **memory)
-    if level == "neuron" and reference is not None:
-        raise ValueError("level=neuron: its units are patched; only nodes and edges can be ablated otherwise")
     memory["reference"] = reference
     if method == "exact":
         graph, edges = graph_of(weights, level, pairs.roles), None

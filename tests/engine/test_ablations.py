@@ -133,13 +133,15 @@ def test_the_mean_of_one_prompt_is_patching_with_it(architecture: str) -> None:
         torch.testing.assert_close(ablated, patched, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize("level", ["edge", "neuron"])
 @pytest.mark.parametrize("ablation", ABLATIONS)
-def test_on_a_linear_model_all_methods_give_the_exact_scores(ablation: Ablation) -> None:
+def test_on_a_linear_model_all_methods_give_the_exact_scores(ablation: Ablation, level: Any) -> None:
     weights, pairs = linear_weights("gpt2"), TokenPairs(*random_pairs(3))
-    how = {"reference": Reference.of(weights, ablation, pairs.clean, pairs.lengths)}
+    reference = Reference.of(weights, ablation, pairs.clean, pairs.lengths, neurons=True)
+    how: dict[str, Any] = {"level": level, "reference": reference}
     exact = edge_scores(weights, pairs, logit_difference, method="exact", **how).scores
     for method in ("eap_ig", "eap", "clean_corrupted", "ceap", "relp"):
-        scores = edge_scores(weights, pairs, logit_difference, method=method, steps=3, **how).scores  # type: ignore[arg-type]
+        scores = edge_scores(weights, pairs, logit_difference, method=method, steps=3, **how).scores
         assert relative(scores, exact) < 1e-4, method
 
 

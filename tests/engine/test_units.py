@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import pytest
@@ -11,13 +13,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from circuits_over_time.edge_attribution_patching.choices import Method
+from circuits_over_time.edge_attribution_patching.choices import Ablation, Method
 from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
 from circuits_over_time.edge_attribution_patching.circuits.controls import random_circuits
 from circuits_over_time.edge_attribution_patching.circuits.faithfulness import CircuitEvaluator
 from circuits_over_time.edge_attribution_patching.circuits.search import circuit_sizes, edge_order, top_n_masks
 from circuits_over_time.edge_attribution_patching.model.pairs import TokenPairs
-from circuits_over_time.edge_attribution_patching.model.weights import read_weights
+from circuits_over_time.edge_attribution_patching.model.reference import Reference
+from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights, read_weights
 from circuits_over_time.edge_attribution_patching.scores.methods import edge_scores
 from circuits_over_time.edge_attribution_patching.units import Units, graph_of
 from tests.support import eap_reference
@@ -25,6 +28,7 @@ from tests.support.float64 import Float64, in_float64
 from tests.support.random_models import random_model, random_pairs
 
 ARCHITECTURES = ("neox-parallel", "neox-sequential", "gpt2", "llama-grouped")
+ABLATIONS = get_args(Ablation)
 METHODS = [method for method in get_args(Method) if method != "information_flow_routes"]
 Hold = Callable[[int, Tensor], Tensor]
 
@@ -41,9 +45,18 @@ def unit_modules(model: PreTrainedModel) -> Iterator[torch.nn.Module]:
     yield from named
 
 
+def writing_modules(model: PreTrainedModel) -> list[torch.nn.Module]:
+    """What gives what the heads of every layer, and then its MLP, write: the same modules, or the norms behind them."""
+    modules = dict(model.named_modules())
+    post_norms = [module for name, module in modules.items() if name.endswith("post_feedforward_layernorm")]
+    ends = ("post_attention_layernorm", "post_feedforward_layernorm")
+    named = [module for name, module in modules.items() if name.endswith(ends)]
+    return named if post_norms else list(unit_modules(model))
+
+
 @contextmanager
-def holding(model: PreTrainedModel, hold: Hold) -> Iterator[None]:
-    """The model with other units: (module by its place, what its input holds) -> what it is to hold."""
+def holding(model: PreTrainedModel, hold: Hold, write: Hold = lambda place, x: x) -> Iterator[None]:
+    """The model with other units, and writing other things: (module by its place, what is there) -> what is to be."""
 
     def before(place: int, given: tuple[Tensor, ...]) -> tuple[Tensor]:
         return (hold(place, given[0]),)
@@ -52,17 +65,60 @@ def holding(model: PreTrainedModel, hold: Hold) -> Iterator[None]:
         module.register_forward_pre_hook(lambda _, given, place=place: before(place, given))
         for place, module in enumerate(unit_modules(model))
     ]
+    hooks += [
+        module.register_forward_hook(lambda _, given, out, place=place: write(place, out))
+        for place, module in enumerate(writing_modules(model))
+    ]
     yield
     for hook in hooks:
         hook.remove()
 
 
-def units_of(model: PreTrainedModel, ids: Tensor) -> dict[int, Tensor]:
-    """What all units hold on one prompt."""
-    held: dict[int, Tensor] = {}
-    with holding(model, lambda place, x: held.setdefault(place, x.detach())):
-        model(ids[None])
-    return held
+@dataclass
+class Observed:
+    """What is there in a run of one prompt, by place; [1, token, size]."""
+
+    embedded: Tensor
+    units: dict[int, Tensor] = field(default_factory=dict)
+    written: dict[int, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, ids: Tensor) -> Observed:
+        seen = cls(model.get_input_embeddings()(ids[None]).detach() + positions(model, len(ids)))
+
+        def keep(of: dict[int, Tensor]) -> Hold:
+            return lambda place, x: of.setdefault(place, x.detach())
+
+        with holding(model, keep(seen.units), keep(seen.written)):
+            model(ids[None])
+        return seen
+
+    @classmethod
+    def absent(cls, model: PreTrainedModel, pairs: TokenPairs, row: int, ablation: Ablation) -> Observed:
+        """What units hold that are not there, what is written without any in a place, and where the path begins."""
+        n = int(pairs.lengths[row])
+        if ablation == "patching":
+            return cls.of(model, pairs.corrupted[row, :n])
+        runs = [cls.of(model, clean) for _, clean, _ in prompts(pairs)]
+
+        def mean(of_runs: list[Tensor]) -> Tensor:
+            if ablation == "zero":
+                return torch.zeros_like(of_runs[row])
+            if ablation == "mean":
+                return torch.cat(of_runs, dim=1).mean(1, keepdim=True).expand(-1, n, -1)
+            by_position = [[x[:, p] for x in of_runs if x.shape[1] > p] for p in range(n)]
+            return torch.stack([torch.stack(some).mean(0) for some in by_position], dim=1)
+
+        units, written = (
+            {place: mean([run[place] for run in of_runs]) for place in of_runs[0]}
+            for of_runs in ([run.units for run in runs], [run.written for run in runs])
+        )
+        return cls(mean([run.embedded for run in runs]), units, written)
+
+
+def positions(model: PreTrainedModel, n: int) -> Tensor:
+    """What the model adds to embedded tokens."""
+    return model.transformer.wpe.weight[:n].detach() if model.config.model_type == "gpt2" else torch.zeros(())
 
 
 def prompts(pairs: TokenPairs) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -70,35 +126,44 @@ def prompts(pairs: TokenPairs) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         yield torch.tensor([row]), pairs.clean[row, :n], pairs.corrupted[row, :n]
 
 
+def reference_of(weights: ModelWeights, pairs: TokenPairs, ablation: Ablation) -> Reference | None:
+    return Reference.of(weights, ablation, pairs.clean, pairs.lengths, batch_size=2, neurons=True)
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_scores_of_neurons_are_those_of_autograd_on_the_model_itself(architecture: str) -> None:
-    """Difference times the gradient at the unit, at three points between the prompts' embeddings."""
+def test_scores_of_neurons_are_those_of_autograd_on_the_model_itself(architecture: str, ablation: Ablation) -> None:
+    """Difference times the gradient at the unit, at three points between two embeddings."""
     model, pairs = in_float64(random_model(architecture)), TokenPairs(*random_pairs(2))
     weights, metric = read_weights(model), eap_reference.logit_diff_metric(97, 2)
-    found = edge_scores(weights, pairs, metric, level="neuron", steps=3)
-    reference = torch.zeros(len(found.scores), dtype=torch.float64)
+    reference = reference_of(weights, pairs, ablation)
+    found = edge_scores(weights, pairs, metric, level="neuron", steps=3, reference=reference)
+    expected = torch.zeros(len(found.scores), dtype=torch.float64)
     with Float64():
-        for row, *ends in prompts(pairs):
-            clean, corrupted = (units_of(model, ids) for ids in ends)
-            embedded = [model.get_input_embeddings()(ids).detach() for ids in ends]
+        for row, ids, _ in prompts(pairs):
+            clean, absent = Observed.of(model, ids), Observed.absent(model, pairs, int(row), ablation)
             for alpha in (0, 1 / 3, 2 / 3):
                 held: dict[int, Tensor] = {}
                 with holding(model, lambda place, x, held=held: held.setdefault(place, x)):  # type: ignore[misc]
-                    x = (embedded[1] + alpha * (embedded[0] - embedded[1])).requires_grad_(True)
-                    logits = model(inputs_embeds=x[None]).logits[:, -1]
+                    x = absent.embedded + alpha * (clean.embedded - absent.embedded) - positions(model, len(ids))
+                    logits = model(inputs_embeds=x.requires_grad_(True)).logits[:, -1]
                 gradients = torch.autograd.grad(metric(logits, row)[0], list(held.values()))
-                products = [g * (clean[p] - corrupted[p]) for p, g in zip(held, gradients, strict=True)]
-                reference += torch.cat([product.sum((0, 1)) for product in products]) / (3 * len(pairs))
-    assert relative(found.scores[:, 0], reference) < 3e-6
+                products = [g * (clean.units[p] - absent.units[p]) for p, g in zip(held, gradients, strict=True)]
+                expected += torch.cat([product.sum((0, 1)) for product in products]) / (3 * len(pairs))
+    assert relative(found.scores[:, 0], expected) < 3e-6
 
 
+@pytest.mark.parametrize("ablation", ABLATIONS)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("architecture", ["llama-grouped", "olmo2-grouped"])
-def test_a_nodes_score_is_that_of_its_edges_and_of_its_neurons(architecture: str, method: Method) -> None:
-    """All readers of a node read the same. The score of a set that is patched together adds up nowhere."""
+def test_a_nodes_score_is_that_of_its_edges_and_of_its_neurons(
+    architecture: str, method: Method, ablation: Ablation
+) -> None:
+    """All readers of a node read the same, and there is no output bias. What is patched together adds up nowhere."""
     weights, pairs = read_weights(in_float64(random_model(architecture, n_layers=2))), TokenPairs(*random_pairs(3))
     folds: dict[str, Any] = {"fold_of": torch.tensor([0, 1, 0]), "steps": 2, "method": method, "n_exact": 3}
     metric = eap_reference.logit_diff_metric(97, 3)
+    folds["reference"] = reference_of(weights, pairs, ablation)
     of_edges, of_nodes, of_neurons = (
         edge_scores(weights, pairs, metric, level=level, **folds)
         for level in ("edge", "node", "neuron")  # type: ignore[arg-type]
@@ -113,50 +178,119 @@ def test_a_nodes_score_is_that_of_its_edges_and_of_its_neurons(architecture: str
         assert relative(neurons.by_node(of_neurons.sums[fold])[1:], of_nodes.sums[fold, :, 0]) < 3e-6
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_circuits_of_neurons_are_those_of_hooks_that_hold_the_others_back(architecture: str) -> None:
-    """Sets drawn at random, one node alone, and all units but those of a node: patching this node by itself."""
+@pytest.mark.parametrize("ablation", ABLATIONS)
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "olmo2-grouped", "gemma2"])
+def test_circuits_of_neurons_are_those_of_hooks_that_hold_the_others_back(
+    architecture: str, ablation: Ablation
+) -> None:
+    """Sets drawn at random, one node alone, all units but those of a node, and none of a layer's heads and its MLP."""
     model, pairs = in_float64(random_model(architecture, n_layers=2)), TokenPairs(*random_pairs(3))
     weights, metric = read_weights(model), eap_reference.logit_diff_metric(97, 3)
     neurons, nodes = graph_of(weights, "neuron"), graph_of(weights, "node")
     assert isinstance(neurons, Units)
-    masks = torch.rand(5, neurons.n_forward, generator=torch.Generator().manual_seed(0)) < 0.6
+    masks = torch.rand(6, neurons.n_forward, generator=torch.Generator().manual_seed(0)) < 0.6
     masks[2:4] = neurons.node_of == 2
     masks[3] = ~masks[3]
     masks[4] = neurons.node_of != neurons.model.mlp(1)
-    evaluator = CircuitEvaluator(weights, pairs, metric, graph=neurons, memory_budget_gb=1e-4)
+    masks[5, : neurons.per_layer] = False
+    reference = reference_of(weights, pairs, ablation)
+    evaluator = CircuitEvaluator(weights, pairs, metric, graph=neurons, memory_budget_gb=1e-4, reference=reference)
     found = evaluator(masks[:, :, None])
     sizes = [weights.n_heads * weights.d_head, weights.d_mlp] * 2
     with Float64(), torch.no_grad():
-        for row, clean, corrupted in prompts(pairs):
-            held = units_of(model, corrupted)
+        for row, clean, _ in prompts(pairs):
+            absent = Observed.absent(model, pairs, int(row), ablation)
             for mask, value in zip(masks, found, strict=True):
                 parts = mask.split(sizes)
 
-                def hold(place: int, x: Tensor, held=held, parts=parts) -> Tensor:  # type: ignore[no-untyped-def]
-                    return torch.where(parts[place], x, held[place])
+                def hold(place: int, x: Tensor, absent=absent, parts=parts) -> Tensor:  # type: ignore[no-untyped-def]
+                    return torch.where(parts[place], x, absent.units[place])
 
-                with holding(model, hold):
+                def write(place: int, out: Tensor, absent=absent, parts=parts) -> Tensor:  # type: ignore[no-untyped-def]
+                    is_mlp = place % 2 == 1
+                    if bool(parts[place].any()) or (ablation == "zero" and not is_mlp):
+                        return out  # Of heads, zeros leave the output's bias.
+                    return absent.written[place]
+
+                with holding(model, hold, write):
                     logits = model(clean[None]).logits[:, -1]
                 assert float(value[row]) == pytest.approx(float(metric(logits, row)[0]), abs=2e-6)
-    # A node without any of its neurons is a node that carries the corrupted prompt.
+    if architecture not in ARCHITECTURES:  # A norm ties heads together, and not all of them read what it makes of them.
+        return
+    # A node without any of its neurons is a node that is patched or ablated.
     without = nodes.edge_mask.repeat(2, 1, 1)
     without[0, 2 - 1] = without[1, neurons.model.mlp(1) - 1] = False
-    by_nodes = CircuitEvaluator(weights, pairs, metric, graph=nodes)(without)
-    torch.testing.assert_close(by_nodes, found[3:], rtol=0, atol=2e-6)
-    exact = edge_scores(weights, pairs, metric, method="exact", level="node").scores[:, 0]
+    by_nodes = CircuitEvaluator(weights, pairs, metric, graph=nodes, reference=reference)(without)
+    torch.testing.assert_close(by_nodes, found[3:5], rtol=0, atol=2e-6)
+    exact = edge_scores(weights, pairs, metric, method="exact", level="node", reference=reference).scores[:, 0]
     lost = (evaluator.full - by_nodes).mean(1)
     torch.testing.assert_close(exact[[1, neurons.model.mlp(1) - 1]], lost, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "olmo2-grouped", "gemma2"])
+def test_neurons_of_whole_nodes_are_circuits_of_these_nodes(architecture: str, ablation: Ablation) -> None:
+    """Where a norm ties the heads of a layer together, of all of them or none."""
+    weights, pairs = read_weights(in_float64(random_model(architecture))), TokenPairs(*random_pairs(3))
+    nodes, neurons = graph_of(weights, "node"), graph_of(weights, "neuron")
+    assert isinstance(neurons, Units)
+    chosen = torch.rand(8, nodes.n_forward, generator=torch.Generator().manual_seed(0)) < 0.6
+    if architecture not in ARCHITECTURES:
+        for layer in range(weights.n_layers):
+            heads = slice(neurons.model.head(layer) - 1, neurons.model.mlp(layer) - 1)
+            chosen[:, heads] = chosen[:, heads.start, None]
+    by_level = [
+        CircuitEvaluator(
+            weights,
+            pairs,
+            eap_reference.logit_diff_metric(97, 3),
+            graph=graph,
+            reference=reference_of(weights, pairs, ablation),
+        )(masks[:, :, None])
+        for graph, masks in ((nodes, chosen), (neurons, chosen[:, neurons.node_of - 1]))
+    ]
+    torch.testing.assert_close(*by_level, rtol=0, atol=1e-6)
+    assert by_level[0].std(0).min() > 1e-3
 
 
 @pytest.mark.parametrize("level", ["node", "neuron"])
 @pytest.mark.parametrize("architecture", [*ARCHITECTURES, "olmo2-grouped", "gemma2"])
 def test_all_units_are_the_model_and_none_is_the_corrupted_run(architecture: str, level: Any) -> None:
-    weights, pairs = read_weights(random_model(architecture, n_layers=2)), TokenPairs(*random_pairs(3))
-    graph = graph_of(weights, level)
-    evaluator = CircuitEvaluator(weights, pairs, eap_reference.logit_diff_metric(97, 3), graph=graph)
-    values = evaluator(torch.stack((graph.edge_mask, ~graph.edge_mask)))
-    torch.testing.assert_close(values, torch.stack((evaluator.full, evaluator.corrupted)), rtol=0, atol=1e-5)
+    """Or, ablated, that of every node at its reference; in two bytes, too, as exactly as these tell."""
+    metric = eap_reference.logit_diff_metric(97, 3)
+    for ablation, bits in itertools.product(ABLATIONS, (32, 16)):
+        model = random_model(architecture, n_layers=2)
+        weights = read_weights(model if bits == 32 else model.to(torch.bfloat16))
+        pairs, graph = TokenPairs(*random_pairs(3)), graph_of(weights, level)
+        reference = reference_of(weights, pairs, ablation)
+        evaluator = CircuitEvaluator(weights, pairs, metric, graph=graph, reference=reference)
+        values = evaluator(torch.stack((graph.edge_mask, ~graph.edge_mask)))
+        whole = torch.stack((evaluator.full, evaluator.corrupted))
+        torch.testing.assert_close(values, whole, rtol=0, atol=1e-5 if bits == 32 else 0.05)
+        if bits == 16:
+            scores = edge_scores(weights, pairs, metric, level=level, steps=2, reference=reference).scores
+            assert scores.isfinite().all()
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "olmo2-grouped", "gemma2"])
+def test_neurons_at_the_mean_of_one_prompt_are_patched_with_it(architecture: str) -> None:
+    weights, (clean, corrupted, _) = read_weights(in_float64(random_model(architecture))), random_pairs(2)
+    metric, graph = eap_reference.logit_diff_metric(97, 2), graph_of(weights, "neuron")
+    masks = torch.rand(4, graph.n_forward, 1, generator=torch.Generator().manual_seed(0)) < 0.5
+    for ablation, width in (("mean_positional", clean.shape[1]), ("mean", 1)):
+        other = corrupted[:1, :width].expand(len(clean), -1)
+        pairs = TokenPairs(clean[:, :width], other, torch.full((len(clean),), width))
+        mean = Reference.of(weights, ablation, other[:1], pairs.lengths[:1], neurons=True)  # type: ignore[arg-type]
+        for method in METHODS:
+            how: dict[str, Any] = {"level": "neuron", "method": method, "steps": 2, "n_exact": 20}
+            patched, ablated = (
+                edge_scores(weights, pairs, metric, reference=held, **how).scores for held in (None, mean)
+            )
+            assert relative(ablated, patched) < 1e-5, (ablation, method)
+        patched, ablated = (
+            CircuitEvaluator(weights, pairs, metric, graph=graph, reference=held)(masks) for held in (None, mean)
+        )
+        torch.testing.assert_close(ablated, patched, rtol=0, atol=2e-6)
 
 
 def test_a_circuit_of_nodes_has_all_edges_between_them() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -331,21 +332,30 @@ def test_edges_put_in_one_by_one_give_the_same_and_circuits_of_neurons_have_none
         cot.evaluate(model, task, of_neurons, **keys)
 
 
-def test_neurons_that_a_model_has_not_got_or_that_are_ablated_otherwise_are_refused(
-    model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_circuit_of_neurons_is_evaluated_at_other_ablations_in_models_that_have_them(
+    model: Model, tmp_path: Path
 ) -> None:
     task = cot.task("sva")
     of_neurons = cot.find_circuit(model, task, level="neuron", **FEW)
     kept = cot.evaluate(model, task, of_neurons.circuit, n_prompts=20)
     assert kept.faithfulness == of_neurons.faithfulness
-    with pytest.raises(ValueError, match="edges: its units are neurons, and ablation: zero is of whole nodes"):
-        cot.evaluate(model, task, of_neurons, n_prompts=20, ablation="zero")
     of_neurons.save(path := tmp_path / "neurons.pt")
     wide = of_neurons.circuit.graph.d_mlp
     given = [f"model={TOY}", f"checkpoints=[{LAST}]", "task=sva", f"results_dir={tmp_path / 'r'}", "device=cpu"]
-    assert main(ANALYSIS, [*given, f"circuit={path}", "ablation=mean"]) == 2
-    assert f"circuit: {path}: its units are neurons, and ablation: mean is of whole" in capsys.readouterr().err
-    assert not (tmp_path / "r").exists()
+    given += ["n_prompts=20", "n_random=0", "ablation=mean"]
+    assert main(ANALYSIS, [*given, f"circuit={path}"]) == 0
+    (folder,) = (store := Store(tmp_path / "r")).tasks("faithfulness", TOY.name)
+    measured = store.folder("faithfulness", TOY.name, folder).read_table(LAST)
+    ablated = cot.evaluate(model, task, path, n_prompts=20, ablation="mean")
+    assert ablated.faithfulness == pytest.approx(measured["faithfulness"].item(), abs=1e-5)
+    by_zero, neither = (
+        cot.evaluate(model, task, of_neurons, n_prompts=20, ablation=how) for how in ("zero", "patching")
+    )
+    assert by_zero.full == pytest.approx(ablated.full, abs=1e-5)
+    assert len({round(one.metric, 4) for one in (ablated, by_zero, neither)}) == 3
+    nothing = replace(of_neurons.circuit, in_circuit=torch.zeros_like(of_neurons.circuit.in_circuit))
+    empty = cot.evaluate(model, task, nothing, n_prompts=20, ablation="zero")
+    assert empty.metric == empty.corrupted == by_zero.corrupted
     config = AutoConfig.from_pretrained(TOY / f"step{LAST}")
     config.intermediate_size = wide // 2
     narrow = cot.load(AutoModelForCausalLM.from_config(config), step=0, tokenizer=model.tokenizer)

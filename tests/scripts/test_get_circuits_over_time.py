@@ -477,16 +477,18 @@ def test_scores_follow_exact_patching_of_single_edges_on_the_toy_family(toy_fami
     assert correlation(steps=1, quadrature="right") > 0.5
 
 
-@pytest.mark.parametrize("level", ["node", "neuron"])
+@pytest.mark.parametrize(
+    ("level", "ablation"), [("node", "patching"), ("neuron", "patching"), ("neuron", "mean"), ("neuron", "zero")]
+)
 def test_circuits_of_nodes_and_neurons_are_results_like_others(
-    hand_built: Path, tmp_path: Path, level: str, capsys: pytest.CaptureFixture[str]
+    hand_built: Path, tmp_path: Path, level: str, ablation: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Under a name of their own, with what the library finds; compared, exported, evaluated and drawn."""
     given = [f"model={hand_built}", "task=ioi", "n_prompts=6", "n_random=2", "checkpoints=[10]", f"level={level}"]
-    given += [f"results_dir={tmp_path}", "device=cpu", "transfer=all"]
+    given += [f"ablation={ablation}", f"results_dir={tmp_path}", "device=cpu", "transfer=all"]
     given += ["export=[circuitkit_scores, eap_ig_json]"] if level == "node" else []
     assert main(ANALYSIS, given) == 0
-    store, name = Store(tmp_path), f"ioi@{level}"
+    store, name = Store(tmp_path), f"ioi@{level}" if ablation == "patching" else f"ioi@{ablation}+{level}"
     assert store.tasks("graphs", "hand") == [name]
     folder = store.folder("graphs", "hand", name)
     assert f"level={level}" in folder.how_to_make()
@@ -508,15 +510,17 @@ def test_circuits_of_nodes_and_neurons_are_results_like_others(
     moved = store.folder("transfer", "hand", name).read_table(10)
     assert moved["metric"].tolist() == [pytest.approx(chosen["metric"], rel=1e-4)]
     model, task = cot.load(hand_built, step=10, device="cpu"), cot.task("ioi")
-    found = cot.find_circuit(model, task, n_prompts=6, n_random=0, level=level)
+    found = cot.find_circuit(model, task, n_prompts=6, n_random=0, level=level, ablation=ablation)
     assert found.units["unit"].tolist() == table["source"].tolist()
     assert found.units["score"].tolist() == pytest.approx(table["score"].tolist(), rel=1e-4, abs=1e-5)
     of_units = units if level == "node" else [unit.rpartition(".")[0] for unit in units]
     assert found.nodes["node"].tolist() == ["input", *dict.fromkeys(of_units), "logits"]
-    again = cot.evaluate(model, task, folder.file(10, ".pt"), n_prompts=6)
+    again = cot.evaluate(model, task, folder.file(10, ".pt"), n_prompts=6, ablation=ablation)
     assert again.metric == pytest.approx(chosen["metric"], rel=1e-4)
     without = store.folder("controls", "hand", name).read_table(10).query("control == 'without_circuit'")["metric"]
-    assert cot.ablate(model, task, found, n_prompts=6).metric == pytest.approx(without.item(), rel=1e-4, abs=1e-4)
+    assert cot.ablate(model, task, found, n_prompts=6, ablation=ablation).metric == pytest.approx(
+        without.item(), rel=1e-4, abs=1e-4
+    )
 
     if level == "node":
         of_nodes = circuit.graph.by_node(circuit.scores)  # type: ignore[attr-defined]
@@ -550,7 +554,6 @@ def test_levels_that_cannot_be_measured_are_refused(hand_built: Path, capsys: py
         (["level=neuron", "hypothesis_tests=true"], "hypothesis_tests: takes a run for every neuron"),
         (["level=neuron", "accumulate_evaluation=model"], "accumulate_evaluation: model puts in edges of all tokens"),
         (["positions=true", "accumulate_evaluation=model"], "accumulate_evaluation: model puts in edges of all tokens"),
-        (["level=neuron", "ablation=mean"], "ablation: mean is of whole nodes, not of neurons; use patching"),
         (
             ["level=node", "eap.method=information_flow_routes"],
             "information_flow_routes scores edges alone",

@@ -135,11 +135,12 @@ def methods_of(weights: ModelWeights) -> Iterator[torch.Tensor]:
     def metric(logits: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         return logits[:, 5] - logits[:, 7] + 0 * index
 
-    means = Reference.of(weights, "mean", pairs.clean, pairs.lengths)
+    means = Reference.of(weights, "mean", pairs.clean, pairs.lengths, neurons=True)
     for method in ("eap_ig", "relp", "ceap", "eap_ig_activations"):
         yield attribute(weights, pairs, metric, method=method, steps=2).sums
     yield attribute(weights, pairs, metric, steps=2, reference=means).sums
-    yield attribute(weights, pairs, metric, steps=2, level="neuron").sums
+    for reference in (None, means):
+        yield attribute(weights, pairs, metric, steps=2, level="neuron", reference=reference).sums
     yield information_flow(weights, pairs).sums
     graph = Graph.of(weights)
     yield exact_scores(weights, pairs, metric, edges=graph.flat_edges[::200]).sums
@@ -149,7 +150,8 @@ def methods_of(weights: ModelWeights) -> Iterator[torch.Tensor]:
         yield evaluator.prefixes_of(order)([0, 60, len(order)])
     neurons = graph_of(weights, "neuron")
     units = torch.rand(2, neurons.n_forward, 1, generator=torch.manual_seed(0)) < 0.5
-    yield CircuitEvaluator(weights, pairs, metric, graph=neurons)(units)
+    for reference in (None, means):
+        yield CircuitEvaluator(weights, pairs, metric, graph=neurons, reference=reference)(units)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from circuits_over_time.edge_attribution_patching.choices import USUAL_STEPS, Ablation
+from circuits_over_time.edge_attribution_patching.choices import USUAL_STEPS
 from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
 from circuits_over_time.edge_attribution_patching.circuits.faithfulness import (
     Baselines,
@@ -39,7 +39,7 @@ from circuits_over_time.edge_attribution_patching.model.reference import Referen
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 from circuits_over_time.edge_attribution_patching.scores.folds import FoldScores, assign_folds
 from circuits_over_time.edge_attribution_patching.scores.methods import edge_scores
-from circuits_over_time.edge_attribution_patching.units import Units, graph_of
+from circuits_over_time.edge_attribution_patching.units import graph_of, of_neurons
 
 from ..base.errors import UserError
 from ..config.keys import USUAL_PROMPTS
@@ -69,7 +69,9 @@ class CircuitPrompts:
     def with_reference(self, weights: ModelWeights, settings: CircuitSettings) -> CircuitPrompts:
         """With what ablated nodes write in a model; the same for `patching`."""
         tokens = self.reference_tokens or (self.scoring.clean, self.scoring.lengths)  # which `zero` does not look at
-        return replace(self, reference=Reference.of(weights, settings.ablation, *tokens, settings.batch_size))
+        neurons = settings.level == "neuron" if self.given is None else of_neurons(self.given.graph)
+        how = settings.ablation, *tokens, settings.batch_size
+        return replace(self, reference=Reference.of(weights, *how, neurons=neurons))
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,6 @@ def circuit_prompts(
         raise UserError(f"positions: tells edges apart, not {settings.level}s; leave it out, or use level=edge")
     if settings.level != "edge" and settings.eap.method == "information_flow_routes":
         raise UserError("eap.method: information_flow_routes scores edges alone; use eap_ig, or level=edge")
-    if settings.level == "neuron" and settings.ablation != "patching":
-        raise UserError(f"ablation: {settings.ablation} is of whole nodes, not of neurons; use patching, or level=node")
     _require_edges(settings, settings.level == "neuron" or settings.positions)
     if settings.level == "neuron" and settings.hypothesis_tests:
         raise UserError("hypothesis_tests: takes a run for every neuron of the circuit; leave it out, or level")
@@ -285,9 +285,8 @@ def evaluator_of(
     Raises:
         UserError: if the settings ask for absent edges one by one, and the graph has neurons or roles.
     """
-    units = isinstance(graph, Units) and graph.level == "neuron"
     pairs = prompts.evaluation.pairs
-    _require_edges(settings, units or pairs.roles is not None)
+    _require_edges(settings, of_neurons(graph) or pairs.roles is not None)
     return CircuitEvaluator(
         weights,
         pairs,
@@ -300,19 +299,17 @@ def evaluator_of(
     )
 
 
-def require_units(name: str | Path, graph: Graph, shape: Shape, ablation: Ablation) -> None:
-    """Refuse, with a UserError, a circuit of neurons that a model has not got, or that are ablated in another way.
+def require_units(name: str | Path, graph: Graph, shape: Shape) -> None:
+    """Refuse, with a UserError, a circuit of neurons that a model has not got.
 
     `name` is what the error begins with: the circuit's file, or the keyword that gives it.
     """
-    if not isinstance(graph, Units) or graph.level != "neuron":
+    if not of_neurons(graph):
         return
     sizes = [(graph.d_head, graph.d_mlp), (shape.d_head, shape.d_mlp)]
     if sizes[0] != sizes[1]:
         theirs, own = (f"{d_head} neurons in a head and {d_mlp} in an MLP" for d_head, d_mlp in sizes)
         raise UserError(f"{name}: the circuit is one of {theirs}, the model has {own}")
-    if ablation != "patching":
-        raise UserError(f"{name}: its units are neurons, and ablation: {ablation} is of whole nodes; use patching")
 
 
 def _require_edges(settings: PairSettings, others: bool) -> None:

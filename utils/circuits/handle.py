@@ -6,7 +6,7 @@ import contextlib
 import copy
 import importlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -222,11 +222,16 @@ def settings_of(
     return for_model(validated(schema, given | dict(fixed or {}), given), model.start_token)
 
 
-def with_prompts(model: Model, task: Task, keys: Mapping[str, Any]) -> tuple[CircuitSettings, CircuitPrompts]:
-    """The settings that keywords give, and a task's prompts for them; errors as of `settings_of`, `circuit_prompts`."""
+def with_prompts(
+    model: Model, task: Task, keys: Mapping[str, Any], given: Circuit | None = None
+) -> tuple[CircuitSettings, CircuitPrompts]:
+    """The settings that keywords give, and a task's prompts for them, and for a `given` circuit if there is one.
+
+    Errors as of `settings_of`, `circuit_prompts`.
+    """
     settings = settings_of(CircuitSettings, keys, model)
     prompts = circuit_prompts(settings, require_task(task), model.tokenizer, model.weights)
-    return settings, prompts.with_reference(model.weights, settings)
+    return settings, replace(prompts, given=given).with_reference(model.weights, settings)
 
 
 def task_prompts(model: Model, task: Task, keys: Mapping[str, Any]) -> tuple[TaskSettings, Prompts]:
@@ -350,10 +355,10 @@ def evaluated(model: Model, task: Task, edges: Any, keys: Mapping[str, Any], *, 
     mask = edge_mask(held, graph)
     if path is not None and not bool(mask.any()):
         raise UserError(f"edges: {path}: no edge is in its circuit; name another file, or [] for the empty circuit")
-    settings, prompts = made or with_prompts(model, task, keys)
+    settings, prompts = made or with_prompts(model, task, keys, held if isinstance(held, Circuit) else None)
     if isinstance(held, Circuit) and isinstance(held.graph, Units):
         graph, mask = held.graph, held.in_circuit
-        require_units("edges", graph, model.weights, settings.ablation)
+        require_units("edges", graph, model.weights)
     evaluator = evaluator_of(model.weights, prompts, settings, graph)
     mask = graph.edge_mask & ~mask if without else mask
     values = evaluator(mask[None])[0]

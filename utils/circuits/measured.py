@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from circuits_over_time.edge_attribution_patching.choices import Ablation, ExportFormat
+from circuits_over_time.edge_attribution_patching.choices import ExportFormat
 from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
 from circuits_over_time.edge_attribution_patching.circuits.formats import (
     BY_ENDING,
@@ -370,28 +370,24 @@ def prepare(config: CircuitsConfig, tokenizer: PreTrainedTokenizerBase, shape: S
     check_attention(config, shape)
     path, given = Path(config.circuit or ""), None
     if config.circuit is not None and not config.positions:  # Before any prompts are made, where it does not take them.
-        given = given_circuit(path, shape, None, config.ablation)
+        given = given_circuit(path, shape, None)
     prompts = {task.name: circuit_prompts(config, task, tokenizer, shape) for task in tasks_of(config)}
     if config.circuit is None or given is not None:
         return {name: replace(of_task, given=given) for name, of_task in prompts.items()}
-    return {
-        name: replace(one, given=given_circuit(path, shape, one.scoring.roles, config.ablation))
-        for name, one in prompts.items()
-    }
+    return {name: replace(one, given=given_circuit(path, shape, one.scoring.roles)) for name, one in prompts.items()}
 
 
-def given_circuit(path: Path, shape: Shape, roles: TokenRoles | None, ablation: Ablation) -> Circuit:
+def given_circuit(path: Path, shape: Shape, roles: TokenRoles | None) -> Circuit:
     """The circuit of a file, for a model of this shape and prompts whose tokens have these roles.
 
     Raises:
-        UserError: if it is of another model, has no edge on a path from `input` to `logits`, or has units that cannot
-            be ablated so.
+        UserError: if it is of another model, or has no edge on a path from `input` to `logits`.
     """
     try:
         read = read_circuit(path, Graph.of(shape, roles))
         if (width := read.about.get("d_model", shape.d_model)) != shape.d_model:
             raise UserError(f"{path}: the circuit is one of a model of width {width}, this one has {shape.d_model}")
-        require_units(path, read.circuit.graph, shape, ablation)
+        require_units(path, read.circuit.graph, shape)
         if not bool(prune(read.circuit.in_circuit[None], read.circuit.graph).any()):
             raise UserError(f"{path}: none of its {read.circuit.n_edges} edges is on a path from input to logits")
     except UserError as error:
