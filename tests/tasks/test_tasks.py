@@ -425,7 +425,8 @@ def test_the_studys_pronoun_prompts_are_its_20_names_in_its_5_phrases():
 
 def test_the_studys_agreement_prompts_come_from_every_structure_by_its_size():
     drawn = build_prompts("sva", pythia(), 2000, 42, prompt_set="study").meta["structure"].value_counts()
-    sizes = {structure.name: prod(sva._slot_sizes(sva._known(pythia(), structure))) for structure in sva.STRUCTURES}
+    known = sva._single_tokens(pythia())
+    sizes = {structure.name: prod(sva._slot_sizes(sva._known(known, structure))) for structure in sva.STRUCTURES}
     expected = pd.Series(sizes) / sum(sizes.values()) * 2000
     common = expected[expected > 20].index
     assert ((drawn[common] - expected[common]).abs() < 5 * expected[common] ** 0.5).all()
