@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import gc
 import logging
 import os
 import re
 import signal
 import socket
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +137,29 @@ def test_a_killed_sweep_resumes_to_identical_bytes(
     assert bench.run() == 0
     assert results_in(killed) == results_in(straight)
     assert len(results_in(killed)) == 2 * (4 * 3 + 2 * 2)  # in each folder run.json and its lock, too
+
+
+def test_garbage_of_a_checkpoint_is_gone_before_the_next_is_measured(bench: Bench) -> None:
+    class Cycle:
+        """Freed by a collection alone."""
+
+        def __init__(self) -> None:
+            self.itself = self
+
+    made: list[weakref.ref[Cycle]] = []
+
+    def measure(checkpoint: LoadedCheckpoint, config: Any, inputs: Any, task: Task) -> dict[str, Result]:
+        if task.name == "x":
+            assert [cycle() for cycle in made] == [None] * len(made)
+        made.append(weakref.ref(Cycle()))
+        return ANALYSIS.measure(checkpoint, config, inputs, task)
+
+    gc.disable()
+    try:
+        assert bench.run(analysis=dataclasses.replace(ANALYSIS, measure=measure)) == 0
+    finally:
+        gc.enable()
+    assert len(made) == 8
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
