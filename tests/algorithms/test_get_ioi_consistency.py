@@ -58,13 +58,13 @@ def given(family: Path, results: Path, *more: str) -> list[str]:
     corpus.write_text("\n\n".join(f"{text} {io}" for text, io in zip(texts, sentences.meta["io"], strict=True)))
     cspa = f"cspa={{corpus: {corpus}, seq_len: 20, n_sequences: 10, n_mean_sequences: 30}}"
     scores = ["components.seq_len=10", "components.n_prompts=20", cspa]
-    found = ["circuit.n_prompts=8", "circuit.evaluate_on=same"]
+    found = ["circuit.n_prompts=8", "circuit.evaluate_on=same", "backup=false"]
     return [f"model={family}", "n_prompts=12", f"results_dir={results}", "device=cpu", *scores, *found, *more]
 
 
 def test_the_script_finds_the_algorithm_and_its_handover(family: Path, tmp_path: Path) -> None:
     results = tmp_path / "results"
-    assert main(ANALYSIS, given(family, results, "circuit.heads=all")) == 0
+    assert main(ANALYSIS, given(family, results, "circuit.heads=all", "backup=true")) == 0
     store = Store(results)
     for step in (0, 10, 20):
         levels = store.folder("ioi_consistency", "hand").read_table(step)

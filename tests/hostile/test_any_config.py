@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import importlib.util
 import io
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -125,6 +127,14 @@ def run(start: Any, arguments: list[str]) -> tuple[int, str]:
     return code, told.getvalue()
 
 
+@functools.cache
+def family() -> tempfile.TemporaryDirectory[str]:
+    """One to copy, until the tests end."""
+    folder = tempfile.TemporaryDirectory()
+    save_word_family(Path(folder.name), (0,))
+    return folder
+
+
 @contextlib.contextmanager
 def workplace() -> Iterator[Path]:
     """A folder with a family `tiny` in it, which a config may write into."""
@@ -132,7 +142,7 @@ def workplace() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         try:
-            save_word_family(Path("tiny"), (0,))
+            shutil.copytree(family().name, "tiny")
             yield Path(folder)
         finally:
             os.chdir(before)

@@ -264,24 +264,33 @@ def test_settings_of_a_run_that_was_killed_before_its_first_result_bind_nobody(t
     assert json.loads((results / "first/tiny/x/run.json").read_text())["seed"] == 1
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, bytes]]]:
+    """A family, and its results of seed 0 and of seed 1."""
+    folder = tmp_path_factory.mktemp("alone")
+    family = save_family(folder / "tiny", {step: step for step in range(3)})
+    processes = [started(demo, family, folder / str(seed), None, f"seed={seed}") for seed in (0, 1)]
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    return family, [tables(folder / str(seed)) for seed in (0, 1)]
+
+
+def tables(results: Path) -> dict[str, bytes]:
+    return {name: data for name, data in results_in(results).items() if name.endswith((".csv", ".pt"))}
+
+
 @pytest.mark.parametrize("number", range(4))
-def test_of_two_that_start_together_one_alone_writes(number: int, tmp_path: Path) -> None:
+def test_of_two_that_start_together_one_alone_writes(
+    number: int, alone: tuple[Path, list[dict[str, bytes]]], tmp_path: Path
+) -> None:
     """Their tables hold other numbers, so that a mix would show."""
-    family = save_family(tmp_path / "tiny", {step: step for step in range(3)})
-    alone = [results_of(family, tmp_path / f"alone{seed}", seed) for seed in (0, 1)]
+    family, of_seeds = alone
     both = [started(demo, family, tmp_path / "both", None, f"seed={seed}") for seed in (0, 1)]
     for process in both:
         process.join(60)
-    found = {name: data for name, data in results_in(tmp_path / "both").items() if name.endswith((".csv", ".pt"))}
     codes = [process.exitcode for process in both]
     assert sorted(codes) == [0, 2]
     winner = codes.index(0)
-    assert found == alone[winner]
+    assert tables(tmp_path / "both") == of_seeds[winner]
     assert json.loads((tmp_path / "both/first/tiny/x/run.json").read_text())["seed"] == winner
-
-
-def results_of(family: Path, results: Path, seed: int) -> dict[str, bytes]:
-    process = started(demo, family, results, None, f"seed={seed}")
-    process.join(60)
-    assert process.exitcode == 0
-    return {name: data for name, data in results_in(results).items() if name.endswith((".csv", ".pt"))}

@@ -17,14 +17,18 @@ from circuits_over_time.utils.toy.keys import OptimizerConfig
 from circuits_over_time.utils.toy.training import Trainer
 from tests.support.paths import TOY
 
+FEW_SEQUENCES = ("n_sequences=2", "n_mean_sequences=2", "seq_len=12")
 SCRIPTS = {
     "get_model_task_performance": ["task=sva", "n_prompts=4"],
     "get_full_model_components_over_time": ["n_sequences=2", "seq_len=6", "n_prompts=4"],
     "get_new_successor_head_scores_over_time": [],
     "get_head_signatures": ["task=ioi", "n_prompts=8", "n_folds=4"],
-    "get_model_cspa": ["corpus=toy", "n_sequences=2", "n_mean_sequences=2", "seq_len=12"],
+    "get_model_cspa": ["corpus=toy", *FEW_SEQUENCES],
     "get_circuits_over_time": ["task=ioi", "n_prompts=8", "eap.ig_steps=2", "n_random=2", "search.mib=false"],
-    "get_ioi_consistency": ["n_prompts=8", "circuit.eap.ig_steps=2", "components.seq_len=6", "cspa.corpus=toy"],
+    "get_ioi_consistency": [
+        *("n_prompts=8", "circuit.eap.ig_steps=2", "circuit.n_prompts=8", "components.seq_len=6", "cspa.corpus=toy"),
+        *(f"cspa.{key}" for key in FEW_SEQUENCES),
+    ],
     "get_greater_than_consistency": ["n_prompts=8", "circuit.heads=all"],
     "get_component_swaps": ["task=sva", "n_prompts=8", "components=[heads]", "sources=[1350]", "n_random=1"],
 }

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import gc
 import logging
 import os
 import re
 import signal
 import socket
-import subprocess
-import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from circuits_over_time.utils.sweep.estimate import size
 from circuits_over_time.utils.sweep.runner import Analysis, main
 from circuits_over_time.utils.tasks import Task
 from tests.support.demo_analysis import ANALYSIS, FIRST, SECOND, results_in
-from tests.support.paths import ROOT
+from tests.support.endurance import finished, start
 from tests.support.tiny_models import save_checkpoint, save_family
 
 
@@ -77,19 +77,6 @@ def bench(
     return Bench(tiny_family, tmp_path / "results", loaded, [], caplog)
 
 
-def killed_process(family: Path, folder: Path, at: str) -> int:
-    """Run the demo script in a process that kills itself when it measures `at`; return its exit code."""
-    folder.mkdir()
-    return subprocess.run(
-        [sys.executable, "-m", "tests.support.demo_analysis", f"model={family}", "task=[x, y]", "device=cpu"],
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DEMO_KILL_AT": at},
-        capture_output=True,
-        timeout=120,
-        check=False,
-    ).returncode
-
-
 def test_every_checkpoint_and_task_is_measured_and_loaded_once(bench: Bench) -> None:
     assert bench.run() == 0
     assert bench.loaded == [0, 10, 20, 30]
@@ -134,7 +121,9 @@ def test_a_killed_sweep_resumes_to_identical_bytes(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    assert killed_process(bench.family, killed, at="20 y") == -signal.SIGKILL
+    with monkeypatch.context() as environment:
+        environment.setenv("DEMO_KILL_AT", "20 y")
+        assert finished(start(killed, bench.family)) == -signal.SIGKILL
     assert Store(killed / "results").folder(SECOND, "tiny", "y").steps() == [0, 10]
     half = killed / "results" / "first" / "tiny" / "x" / f".step000030.csv.{socket.gethostname()}.999999999.tmp"
     half.write_bytes(b"half a ta")
@@ -148,6 +137,29 @@ def test_a_killed_sweep_resumes_to_identical_bytes(
     assert bench.run() == 0
     assert results_in(killed) == results_in(straight)
     assert len(results_in(killed)) == 2 * (4 * 3 + 2 * 2)  # in each folder run.json and its lock, too
+
+
+def test_garbage_of_a_checkpoint_is_gone_before_the_next_is_measured(bench: Bench) -> None:
+    class Cycle:
+        """Freed by a collection alone."""
+
+        def __init__(self) -> None:
+            self.itself = self
+
+    made: list[weakref.ref[Cycle]] = []
+
+    def measure(checkpoint: LoadedCheckpoint, config: Any, inputs: Any, task: Task) -> dict[str, Result]:
+        if task.name == "x":
+            assert [cycle() for cycle in made] == [None] * len(made)
+        made.append(weakref.ref(Cycle()))
+        return ANALYSIS.measure(checkpoint, config, inputs, task)
+
+    gc.disable()
+    try:
+        assert bench.run(analysis=dataclasses.replace(ANALYSIS, measure=measure)) == 0
+    finally:
+        gc.enable()
+    assert len(made) == 8
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

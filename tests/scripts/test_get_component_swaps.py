@@ -114,7 +114,7 @@ def test_swaps_are_measured_again_when_the_circuit_is_another(tmp_path: Path) ->
     before, stamp = file.read_bytes(), file.stat().st_mtime_ns
     assert main(ANALYSIS, swaps) == 0
     assert file.stat().st_mtime_ns == stamp
-    assert main(CIRCUITS, [*shared, "n_random=0", "search.sizes=[60]", "overwrite=true"]) == 0
+    assert main(CIRCUITS, [*shared, *COARSE, "search.sizes=[60]", "overwrite=true"]) == 0
     assert main(ANALYSIS, swaps) == 0
     assert file.read_bytes() != before
 

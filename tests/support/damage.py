@@ -172,10 +172,14 @@ def compared(root: Path) -> dict[str, pd.DataFrame]:
     return compare(ComparisonConfig.model_validate(asked))
 
 
+def _declared(name: str) -> Figure:
+    found: Figure = importlib.import_module(f"circuits_over_time.plotting.{name}").FIGURE
+    return found
+
+
 def figure(name: str) -> Callable[[Path], object]:
     """A figure's script, all but the writing."""
-    found: Figure = importlib.import_module(f"circuits_over_time.plotting.{name}").FIGURE
-    return lambda root: found.drawings(Results(Store(root)))
+    return lambda root: _declared(name).drawings(Results(Store(root)))
 
 
 FIGURES = {
@@ -183,6 +187,8 @@ FIGURES = {
     for path in sorted((ROOT / "plotting").glob("plot_*.py"))
     if path.stem != "plot_pythia_evals"  # It reads another program's files.
 }
+IN_REPORT = {name for name in FIGURES if _declared(name).order is not None}
+"""The report draws these too."""
 
 
 def _every_table(root: Path) -> None:

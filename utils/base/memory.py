@@ -90,11 +90,15 @@ def trim_heap() -> None:
         trim(0)
 
 
-def release_memory() -> None:
-    """Give back what is no longer used."""
+def release_memory(*, thoroughly: bool = False) -> None:
+    """Give back what is no longer used.
+
+    Unless `thoroughly`, garbage that was there at the last call is left to Python's own collection: to look through all
+    that libraries keep takes longer than to load a small model. Weights never wait for either.
+    """
     import torch
 
-    gc.collect()
+    gc.collect(2 if thoroughly else 1)
     trim_heap()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

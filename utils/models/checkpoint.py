@@ -27,7 +27,7 @@ from circuits_over_time.edge_attribution_patching.model.architecture_table impor
 from circuits_over_time.edge_attribution_patching.model.memory import layers_by_device
 
 from ..base.errors import CheckpointUnusable, UserError, one_line, with_way_out
-from ..base.files import combine, sha256_at, stamp_of, what_it_is
+from ..base.files import Stamp, combine, sha256_at, stamp_of, what_it_is
 from ..base.memory import total_bytes
 from ..hub.checkpoint_files import TOKENIZER_FILES
 from .adapters import base_of, merged_state
@@ -252,10 +252,18 @@ def small_hashes(folder: Path, base: Path | None = None) -> dict[str, str]:
 
 def read_config(folder: Path) -> PretrainedConfig:
     """A model's config; a CheckpointUnusable if it is missing or damaged, a UserError for other architectures."""
+    path = folder / "config.json"
+    # A copy, since models are built with it, and write into it.
+    return copy.deepcopy(_config_at(path, stamp_of(path) if path.is_file() else None))
+
+
+@functools.cache
+def _config_at(path: Path, stamp: Stamp | None) -> PretrainedConfig:
+    """The config in a file that has this stamp. It is read only once, until it changes."""
     _scan_transformers_once()
     from transformers import AutoConfig
 
-    path = folder / "config.json"
+    folder = path.parent
     try:
         architecture = json.loads(path.read_text(encoding="utf-8"))["model_type"]
     except FileNotFoundError:

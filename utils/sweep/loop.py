@@ -298,7 +298,7 @@ def measure(checkpoint: LoadedCheckpoint, what: Measurement, inputs: Prepared) -
         except FloatingPointError as error:
             raise CheckpointUnusable(with_way_out(error)) from None
         if results is None:  # Out of the handler, so that the error no longer keeps what had been computed.
-            release_memory()
+            release_memory(thoroughly=True)
             budget = config.budget_gb(*checkpoint.weights.devices) if isinstance(config, MemoryKeys) else 0.0
             if (config.batch_size == 1 or counts_batches(config)) and budget < LEAST_BUDGET_GB:
                 way_out = "pass dtype=bfloat16, shorter prompts, or a device with more memory"

@@ -111,7 +111,7 @@ class Worker:
                     RunRecord(folder).begin(what.job.analysis.name, what.job.config, family, [item.step])
                 write_results(what.folders, [results])
         del checkpoint
-        release_memory()
+        release_memory(thoroughly=True)
         family.release(item.step, config.keep_checkpoints)
         return measured
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import tomllib
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import prod
@@ -73,8 +73,9 @@ LEAST_VERBS = 2
 
 def pairs(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: PromptOptions) -> list[Pair]:
     """n distinct prompts over all structures; a UserError for too few single-token words or prompts."""
-    structures = [_known(tokenizer, structure) for structure in STRUCTURES]
-    verbs = _single_token_pairs(tokenizer, VERBS)
+    known = _single_tokens(tokenizer)
+    structures = [_known(known, structure) for structure in STRUCTURES]
+    verbs = _single_token_pairs(known, VERBS)
     require(len(verbs), len(VERBS), "sva", "verbs (in both numbers)", LEAST_VERBS)
     say_left(
         tokenizer, "sva", "words and phrases of prompts", *(len(_words(every)) for every in (structures, STRUCTURES))
@@ -114,20 +115,26 @@ def pairs(tokenizer: PreTrainedTokenizerBase, n: int, seed: int, options: Prompt
     return made
 
 
-def _single_token_pairs(tokenizer: PreTrainedTokenizerBase, pairs: tuple[Inflected, ...]) -> tuple[Inflected, ...]:
+def _single_tokens(tokenizer: PreTrainedTokenizerBase) -> Container[str]:
+    """Every word of the task that is one token after a space, with the space."""
+    slots = [VERBS, *(getattr(structure, slot) for structure in STRUCTURES for slot in SLOTS)]
+    phrases = [" ".join(words) if isinstance(words, tuple) else words for slot in slots for words in slot]
+    return continuations(tokenizer, [f" {word}" for phrase in phrases for word in phrase.split()])
+
+
+def _single_token_pairs(known: Container[str], pairs: Iterable[Inflected]) -> tuple[Inflected, ...]:
     """The pairs of words or phrases whose every word, in both numbers, is one token."""
-    known = continuations(tokenizer, [f" {word}" for pair in pairs for phrase in pair for word in phrase.split()])
     return tuple(pair for pair in pairs if all(f" {word}" in known for phrase in pair for word in phrase.split()))
 
 
-def _known(tokenizer: PreTrainedTokenizerBase, structure: Structure) -> Structure:
+def _known(known: Container[str], structure: Structure) -> Structure:
     """A structure with the words that are single tokens, refused if one of its slots is left empty."""
     kept: dict[str, Any] = {}
     for slot in SLOTS[:-1]:
         words = getattr(structure, slot)
-        kept[slot] = _single_token_pairs(tokenizer, words)
+        kept[slot] = _single_token_pairs(known, words)
         require(len(kept[slot]), len(words), f"sva ({structure.name})", f"{slot} (in both numbers)", min(1, len(words)))
-    links = _single_token_pairs(tokenizer, tuple((link, link) for link in structure.links))
+    links = _single_token_pairs(known, ((link, link) for link in structure.links))
     require(len(links), len(structure.links), f"sva ({structure.name})", "links", min(1, len(structure.links)))
     return replace(structure, **kept, links=tuple(link for link, _ in links))
 
