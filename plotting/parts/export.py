@@ -26,7 +26,7 @@ from circuits_over_time.utils.results.store import Store
 
 from .options import PIXELS, Style, add_style_flags, style_of
 from .paper import styled
-from .style import Drawing, copied
+from .style import Drawing
 from .tables import Results, logger
 from .theme import drawn_in
 
@@ -139,7 +139,7 @@ def write_drawings(drawings: Mapping[str, Drawing], folder: Path, style: Style, 
             if suffix == "html":
                 _write(path, figure_html(figure, name, left_out, fixed=style.sized).encode())
             else:
-                picture = copied(figure)
+                picture = go.Figure(figure)
                 for trace in picture.select_traces(lambda trace: trace.name):  # Nobody points at paper.
                     trace.name = trace.name.partition(": point at it")[0]
                 pictures.append((path, picture, suffix))
@@ -179,7 +179,7 @@ def figure_html(figure: go.Figure, name: str, left_out: Sequence[str] = (), *, f
 
     The figure is as wide as the window, unless its width is `fixed`.
     """
-    responsive = figure if fixed else copied(figure).update_layout(width=None, autosize=True)
+    responsive = figure if fixed else go.Figure(figure).update_layout(width=None, autosize=True)
     body = responsive.to_html(
         full_html=False,
         include_plotlyjs=True,

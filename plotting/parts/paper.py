@@ -18,7 +18,7 @@ import plotly.graph_objects as go
 from circuits_over_time.utils.base.errors import UserError
 
 from .options import PIXELS, Style
-from .style import Drawing, copied, small
+from .style import Drawing, small
 from .style import note as annotation
 from .tables import logger
 from .theme import INK, drawn_in, theme_in_use
@@ -55,7 +55,7 @@ def styled(drawing: Drawing, style: Style, *, bare: bool = False) -> go.Figure:
     with drawn_in(style.look):
         if style.sized:
             return _fitted(drawing, style, bare)
-        return copied(drawing.figure) if bare else drawing.titled(title=style.title)
+        return go.Figure(drawing.figure) if bare else drawing.titled(title=style.title)
 
 
 class _Part:
@@ -73,7 +73,7 @@ class _Part:
     def __setattr__(self, name: str, value: Any) -> None:
         if value is None:
             self.values.pop(name, None)
-        elif name not in self.values or not np.array_equal(self.values[name], value):  # A 1 stays a 1, and no 1.0.
+        else:
             self.values[name] = value
             if self.whole is not None and not self.whole.values.get(self.name_in_whole):
                 setattr(self.whole, self.name_in_whole, self.values)
@@ -162,14 +162,9 @@ def _fitted(drawing: Drawing, style: Style, bare: bool) -> go.Figure:
         )
     names_inside = width / em < _NAMES_BESIDE < native.layout.width / em
     chosen = drawing.narrow() if drawing.narrow and names_inside else native
-    figure = copied(chosen)
-    page = _Page(figure, drawing, width, em, bare=bare)
+    page = _Page(chosen, drawing, width, em, bare=bare)
     page.lay_out(style)
-    for there, part in zip((*figure.data, figure.layout), (*page.traces, page.layout), strict=True):
-        there._props.clear()
-        there._props.update(part.values)
-        there._compound_array_props.clear()  # Lists of parts, which are made when they are asked for.
-    return figure
+    return go.Figure([part.values for part in page.traces], page.layout.values)
 
 
 class _Page:
@@ -613,8 +608,8 @@ class _Page:
             self._write(text, _EDGE * em / self.width, at, xanchor="left", align="left", **look)
 
     def _write(self, text: str, x: float, y: float, **look: Any) -> None:
-        written = [*(self.layout.annotations or ()), annotation(text, x, y, size=self.em, **look)]
-        self.layout.annotations = [dict(sorted(values.items())) for values in written]  # As plotly has them.
+        written = annotation(text, x, y, size=self.em, **look)
+        self.layout.annotations = [*(self.layout.annotations or ()), written]
 
     def _thin_lines(self, width: float) -> None:
         """Lines and marks become thinner with panels and text."""

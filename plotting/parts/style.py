@@ -5,7 +5,6 @@ Marker shapes repeat the distinction of colours for print in grey.
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,7 +127,7 @@ def note(
     text: str, x: float, y: float, *, size: float = 11, colour: str = "#666666", on: str = "", **options: Any
 ) -> dict[str, Any]:
     """A text without an arrow, perhaps `on` a coloured bar; further options are those of plotly's annotations."""
-    font = {"color": readable_on(paint(on)) if on else paint(colour), "size": size}
+    font = {"size": size, "color": readable_on(paint(on)) if on else paint(colour)}
     ground = {"bgcolor": paint(on)} if on else {}
     return {"text": text, "x": x, "y": y, "showarrow": False, "font": font, **ground, **options}
 
@@ -174,7 +173,7 @@ class Drawing:
 
     def titled(self, *, title: bool = True) -> go.Figure:
         """A copy of the figure with the heading, unless without its `title`, and any legend above the panels."""
-        figure = copied(self.figure)
+        figure = go.Figure(self.figure)
         layout = figure.layout
         room = _HEADING_WITH_LEGEND + _LEGEND_ROW * (self._legend_rows() - 1) if layout.showlegend else _HEADING
         room -= 0 if title else _TITLE
@@ -206,15 +205,6 @@ class Drawing:
         return rows
 
 
-def copied(figure: go.Figure) -> go.Figure:
-    """A copy of a figure. Its template is left unchecked: that takes plotly ten times as long as all the rest."""
-    layout = figure.layout.to_plotly_json()
-    template, layout["template"] = layout["template"], {"layout": {"autosize": True}}  # Which keeps its place.
-    copy = go.Figure(list(figure.data), layout)
-    copy.layout._props["template"] = template
-    return copy
-
-
 def finish(
     figure: go.Figure, title: str, subtitle: str = "", *, width: int, height: int, legend: bool = True
 ) -> Drawing:
@@ -230,8 +220,7 @@ def finish(
             named.add(trace.name)
     margin = {"l": 72, "r": 28, "t": _PANEL_TITLES, "b": 78}
     theme = theme_in_use()
-    figure.layout._props["template"] = deepcopy(theme.in_figures)  # Set openly, it would be checked anew.
-    figure.update_layout(width=width, height=height, margin=margin, showlegend=legend)
+    figure.update_layout(template=theme.template, width=width, height=height, margin=margin, showlegend=legend)
     theme.begin()
     return Drawing(figure, title, subtitle)
 

@@ -80,12 +80,6 @@ class Theme:
         base = go.layout.Template(pio.templates["plotly_dark" if self.is_dark else "plotly_white"])
         return base.update(layout=layout).update(self.own.to_plotly_json() if self.own else {})
 
-    @cached_property
-    def in_figures(self) -> dict[str, Any]:
-        """The template's values in the order in which figures have them."""
-        values: dict[str, Any] = go.layout.Template(self.template).to_plotly_json()
-        return values
-
     def begin(self) -> None:
         """Let the next figure give the palette's colours out anew."""
         self._given.clear()
