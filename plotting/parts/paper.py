@@ -18,7 +18,8 @@ import plotly.graph_objects as go
 from circuits_over_time.utils.base.errors import UserError
 
 from .options import PIXELS, Style
-from .style import Drawing, small, write
+from .style import Drawing, small
+from .style import note as annotation
 from .tables import logger
 from .theme import INK, drawn_in, theme_in_use
 
@@ -38,6 +39,8 @@ _SCREEN = 13
 # In pixels: of a legend's entry without its name, and between its rows.
 _LEGEND_ENTRY, _LEGEND_ROW = 47, 4
 _LABELS = ("type", "range", "tickvals", "ticktext", "categoryarray")
+# What has attributes of its own, beside the axes.
+_PARTS = {"colorbar", "error_x", "error_y", "font", "line", "margin", "marker", "textfont", "tickfont", "title"}
 _NARROW, _WIDE = set("fijlrtI.,:;'|()[]-! /"), set("mwMW%@→")
 
 
@@ -53,6 +56,40 @@ def styled(drawing: Drawing, style: Style, *, bare: bool = False) -> go.Figure:
         if style.sized:
             return _fitted(drawing, style, bare)
         return go.Figure(drawing.figure) if bare else drawing.titled(title=style.title)
+
+
+class _Part:
+    """A part of a figure, read and changed like plotly's own, which take a millisecond to check each value.
+
+    An attribute that is None is absent.
+    """
+
+    def __init__(self, values: dict[str, Any], whole: "_Part | None" = None, name: str = "") -> None:
+        vars(self).update(values=values, whole=whole, name_in_whole=name, parts={})
+
+    def __getattr__(self, name: str) -> Any:
+        return self.part(name) if name in _PARTS else self.values.get(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if value is None:
+            self.values.pop(name, None)
+        else:
+            self.values[name] = value
+            if self.whole is not None and not self.whole.values.get(self.name_in_whole):
+                setattr(self.whole, self.name_in_whole, self.values)
+
+    __getitem__, __setitem__ = __getattr__, __setattr__
+
+    def part(self, name: str) -> "_Part":
+        """A part of this part, as it is, or an empty one that will be in it when something in it is set."""
+        if name not in self.parts:
+            self.parts[name] = _Part(self.values.get(name) or {}, self, name)
+        return self.parts[name]
+
+    def update(self, **values: Any) -> None:
+        """Set several attributes."""
+        for name, value in values.items():
+            setattr(self, name, value)
 
 
 @dataclass
@@ -125,18 +162,20 @@ def _fitted(drawing: Drawing, style: Style, bare: bool) -> go.Figure:
         )
     names_inside = width / em < _NAMES_BESIDE < native.layout.width / em
     chosen = drawing.narrow() if drawing.narrow and names_inside else native
-    figure = go.Figure(list(chosen.data), chosen.layout)  # Of a figure as a whole, plotly encodes the arrays.
-    return _Page(figure, drawing, width, em, bare=bare).lay_out(style)
+    page = _Page(chosen, drawing, width, em, bare=bare)
+    page.lay_out(style)
+    return go.Figure([part.values for part in page.traces], page.layout.values)
 
 
 class _Page:
-    """A figure that is laid out anew, in place."""
+    """What a figure is made of, which is laid out anew in place."""
 
     def __init__(self, figure: go.Figure, drawing: Drawing, width: float, em: float, *, bare: bool) -> None:
-        self.figure, self.drawing, self.width, self.em, self.bare = figure, drawing, width, em, bare
-        layout = figure.layout
+        self.drawing, self.width, self.em, self.bare = drawing, width, em, bare
+        self.traces = [_Part(trace.to_plotly_json()) for trace in figure.data]
+        self.layout = layout = _Part(figure.layout.to_plotly_json())
+        self.notes = [_Part(note) for note in layout.annotations or ()]
         self.native_height = layout.height - (layout.margin.t or 0) - (layout.margin.b or 0)
-        self.native_width = layout.width - (layout.margin.l or 0) - (layout.margin.r or 0)
         self.below: list[str] = []
         """Lines of text that stand below the panels."""
         self.panels = self._find_panels()
@@ -153,9 +192,9 @@ class _Page:
         ends = [text_width(note.text) for panel in self.panels for note in panel.notes if _is_end_name(note)]
         self.ends = max(ends, default=0) + 0.2 * bool(ends)
 
-    def lay_out(self, style: Style) -> go.Figure:
+    def lay_out(self, style: Style) -> None:
         """Give every part its place. Paper coordinates are those of the page, because there are no margins."""
-        em, figure = self.em, self.figure
+        em = self.em
         self._set_text()
         rows, left, panel_width = self._columns_that_fit()
         heights = [self._height(panels, panel_width) for panels in rows]
@@ -188,17 +227,14 @@ class _Page:
         self._draw_foot(x_title, below, 1 - (at + 0.1 * em) / height, height)
         heading["y"] = 1 - (_EDGE + 0.9) * em / height
         key = {"traceorder": "grouped", "tracegroupgap": _LEGEND_ROW - 2}
-        figure.update_layout(
-            width=round(self.width, 2),
-            height=round(height, 2),
-            margin={"l": 0, "r": 0, "t": 0, "b": 0, "pad": 0, "autoexpand": False},
-            title=heading,
-            showlegend=bool(legend),
-            legend=key | {"x": _EDGE * em / self.width, "y": (legend + 0.2 * em) / height},
-        )
+        self.layout.update(width=round(self.width, 2), height=round(height, 2))
+        self.layout.margin.update(l=0, r=0, t=0, b=0, pad=0, autoexpand=False)
+        self.layout.title.update(**heading)
+        self.layout.showlegend = bool(legend)
+        key |= {"x": _EDGE * em / self.width, "y": (legend + 0.2 * em) / height}
+        self.layout.part("legend").update(**key)
         self._thin_lines(panel_width)
         self._fit_cells(panel_width, heights)
-        return figure
 
     def _columns_that_fit(self) -> tuple[list[list[_Panel]], list[float], float]:
         """Rows of panels in as many columns as leave them wide enough; room left of each column; a panel's width."""
@@ -231,30 +267,33 @@ class _Page:
 
     def _find_panels(self) -> list[_Panel]:
         """The panels, row by row, with their titles, notes and traces."""
-        layout = self.figure.layout
+        layout = self.layout
         there = []
-        for name in layout:
-            if not re.fullmatch(r"xaxis\d*", name) or layout[name].visible is False:
-                continue
-            x = layout[name]
-            y_name = "yaxis" + (x.anchor or "y")[1:]
-            there.append((x, layout[y_name], ("x" + name[5:], "y" + y_name[5:])))
+        for name, x in self._axes("x").items():
+            if x.visible is not False:
+                y_name = "yaxis" + (x.anchor or "y")[1:]
+                there.append((x, layout.part(y_name), ("x" + name[5:], "y" + y_name[5:])))
         if not there:
-            there = [(layout.xaxis, layout.yaxis, ("x", "y"))]
+            there = [(layout.part("xaxis"), layout.part("yaxis"), ("x", "y"))]
         lefts = sorted({round((x.domain or (0, 1))[0], 4) for x, _, _ in there})
         tops = sorted({-round((y.domain or (0, 1))[1], 4) for _, y, _ in there})
         panels = []
         for x, y, names in there:
             row, column = tops.index(-round((y.domain or (0, 1))[1], 4)), lefts.index(round((x.domain or (0, 1))[0], 4))
-            traces = [trace for trace in self.figure.data if (trace.xaxis or "x", trace.yaxis or "y") == names]
+            traces = [trace for trace in self.traces if (trace.xaxis or "x", trace.yaxis or "y") == names]
             titles: dict[str, Any] = {"y_title": y.title.text or "", "own_x_title": x.title.text or ""}
             panels.append(
                 _Panel(x, y, names, row, column, row, column, tuple(y.domain or (0, 1)), traces=traces, **titles)
             )
         panels.sort(key=lambda panel: (panel.row, panel.column))
-        for note in layout.annotations:
+        for note in self.notes:
             self._give(note, panels)
         return panels
+
+    def _axes(self, letter: str) -> dict[str, _Part]:
+        """The axes of a direction by name; the first is there though nothing of it is set."""
+        names = [name for name in self.layout.values if re.fullmatch(rf"{letter}axis\d+", name)]
+        return {name: self.layout.part(name) for name in (f"{letter}axis", *names)}
 
     def _give(self, note: Any, panels: list[_Panel]) -> None:
         """Give an annotation to its panel: as its title, or as a note in it."""
@@ -288,26 +327,26 @@ class _Page:
 
     def _set_text(self) -> None:
         """All text has one size; what is small on the screen, inside marks, keeps its share of it."""
-        figure, em = self.figure, self.em
-        figure.update_layout(font_size=em, hoverlabel_font_size=em)
-        for axis in (*figure.select_xaxes(), *figure.select_yaxes()):
+        em = self.em
+        self.layout.font.size = self.layout.part("hoverlabel").font.size = em
+        for axis in (*self._axes("x").values(), *self._axes("y").values()):
             axis.tickfont.size = axis.title.font.size = em
-        for axis in figure.select_xaxes():
+        for axis in self._axes("x").values():
             # On a screen the first label has words for its lines, which in print would reach into the next panel.
             if axis.ticktext is not None:
                 axis.ticktext = [re.sub("\xa0{2,}|tokens |steps ", "", str(text)) for text in axis.ticktext]
-        for note in figure.layout.annotations:
+        for note in self.notes:
             small = (note.font.size or _SCREEN) < 11
             note.font.size = em * (0.85 if small else 1)
             note.text = re.sub(r"font-size:\d+px;?", "", note.text or "")
             for shift in ("xshift", "yshift"):
                 if note[shift]:
                     note[shift] *= em / _SCREEN * (_DENSE if note[shift] > _NAME_SHIFT else 1)
-        bar = {"tickfont": {"size": em}, "title": {"font": {"size": em}}, "thickness": 0.8 * em}
-        bar |= {"outlinewidth": 0, "xpad": 0.4 * em, "ypad": 0}
-        for trace in figure.data:
+        for trace in self.traces:
             if trace.type == "heatmap":
-                trace.update(textfont_size=0.85 * em, colorbar=bar)
+                trace.textfont.size = 0.85 * em
+                trace.colorbar.tickfont.size = trace.colorbar.title.font.size = em
+                trace.colorbar.update(outlinewidth=0, thickness=0.8 * em, xpad=0.4 * em, ypad=0)
 
     # Rows and columns.
 
@@ -382,7 +421,7 @@ class _Page:
             return {"text": None}, _EDGE * em
         title, subtitle = fold(self.drawing.title, room / 1.3), fold(self.drawing.subtitle, room)
         faint = f"<br>{small(subtitle, em)}" if subtitle else ""
-        heading: dict[str, Any] = {"text": f"<b>{title}</b>{faint}", "font": {"size": 1.2 * em}}
+        heading: dict[str, Any] = {"font": {"size": 1.2 * em}, "text": f"<b>{title}</b>{faint}"}
         heading |= {"x": _EDGE * em / self.width, "xref": "container"}
         # Plotly sets the distance of all lines by the first one's size.
         height = em * (1.2 * 1.3 * (_lines(title) + (_lines(subtitle) if subtitle else 0)) + _EDGE)
@@ -444,11 +483,11 @@ class _Page:
 
     def _legend(self) -> float:
         """Fold the legend's names to the width, and return the height of its rows."""
-        if self.bare or not self.figure.layout.showlegend:
+        if self.bare or not self.layout.showlegend:
             return 0
         room = self.width - 2 * _EDGE * self.em
         groups: dict[str, list[str]] = {}
-        for trace in self.figure.data:
+        for trace in self.traces:
             if trace.name and trace.showlegend is not False:
                 trace.legendgroup = trace.legendgroup or trace.name
                 # Nobody points at paper.
@@ -516,7 +555,7 @@ class _Page:
 
     def _fit_nodes(self, width: float) -> None:
         """Names of a circuit's nodes in their boxes, in two lines or smaller if they must; ports in wide boxes only."""
-        boxes = [shape for shape in self.figure.layout.shapes if shape.type == "rect"]
+        boxes = [shape for shape in map(_Part, self.layout.shapes or ()) if shape.type == "rect"]
         if not boxes or len(self.panels) > 1:
             return
         panel = self.panels[0]
@@ -525,7 +564,7 @@ class _Page:
         fits = max(text_width(note.text) for note in names) <= box
         for note in panel.notes:
             if len(note.text) == 1:
-                note.update(visible=fits and box > 4, font_size=0.65 * self.em)
+                note.visible, note.font.size = fits and box > 4, 0.65 * self.em
             elif not fits:
                 note.update(text=note.text.replace(".", "<br>"), yshift=0)
         share = box / max(text_width(note.text) for note in names)
@@ -562,24 +601,26 @@ class _Page:
         look: dict[str, Any] = {"colour": INK, "xref": "paper", "yref": "paper", "yanchor": "top", "borderpad": 0}
         if x_title:
             middle = [sum(panel.x.domain) / 2 for panel in self.panels]
-            write(self.figure, x_title, (min(middle) + max(middle)) / 2, at, size=em, xanchor="center", **look)
+            self._write(x_title, (min(middle) + max(middle)) / 2, at, xanchor="center", **look)
             at -= 1.3 * _LINE * em / height
         for text in below:
             at -= 0.4 * em / height
-            write(self.figure, text, _EDGE * em / self.width, at, size=em, xanchor="left", align="left", **look)
+            self._write(text, _EDGE * em / self.width, at, xanchor="left", align="left", **look)
+
+    def _write(self, text: str, x: float, y: float, **look: Any) -> None:
+        written = annotation(text, x, y, size=self.em, **look)
+        self.layout.annotations = [*(self.layout.annotations or ()), written]
 
     def _thin_lines(self, width: float) -> None:
         """Lines and marks become thinner with panels and text."""
         factor = float(np.clip(np.sqrt(width / 345), 0.55, 1)) * min(self.em / _SCREEN, 1.5)
-        for trace in self.figure.data:
+        for trace in self.traces:
             if trace.type != "scatter":
                 continue
             if trace.line.width:
                 trace.line.width *= factor
-            for mark in (trace.marker, trace.marker.line):
-                name = "size" if mark is trace.marker else "width"
-                value = mark[name]
-                if value is not None:
+            for mark, name in ((trace.marker, "size"), (trace.marker.line, "width")):
+                if (value := mark[name]) is not None:
                     mark[name] = (np.asarray(value) * factor).tolist()
             for error in (trace.error_x, trace.error_y):
                 if error.thickness:
@@ -596,7 +637,7 @@ class _Page:
                     trace.texttemplate = None
                 if trace.showscale:
                     x, y = 1 - _COLOUR_BAR * self.em / self.width, panel.y.domain[1]
-                    trace.colorbar.update(lenmode="pixels", len=heights[0], y=y, yanchor="top", x=x, xanchor="left")
+                    trace.colorbar.update(len=heights[0], lenmode="pixels", x=x, xanchor="left", y=y, yanchor="top")
 
 
 def _parts(items: Sequence[Any], most: int) -> list[Any]:
@@ -695,7 +736,7 @@ def _thin_powers(panel: _Panel, room: float) -> None:
     values = [value for trace in panel.traces for value in np.asarray(trace.y, dtype=float) if value > 0]
     if np.log10(2) / max(np.log10(max(values) / min(values)) + 0.5, 0.5) * room < _LINE:
         kept = [i for i, value in enumerate(panel.y.tickvals) if np.isclose(np.log10(value) % 1, 0)]
-        panel.y.update({key: [panel.y[key][i] for i in kept] for key in ("tickvals", "ticktext")})
+        panel.y.update(**{key: [panel.y[key][i] for i in kept] for key in ("tickvals", "ticktext")})
 
 
 def _thin_ticks(axis: Any, room: float) -> None:

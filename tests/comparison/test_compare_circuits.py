@@ -27,20 +27,24 @@ MODELS = ("m-seed1", "m-seed2")
 Compared = tuple[Path, dict[str, pd.DataFrame]]
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    store = Store(tmp_path / "results")
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of the two seeds. Do not change them."""
+    store = Store(tmp_path_factory.mktemp("seeds") / "results")
     for seed, model in enumerate(MODELS):
         write_seed(store, model, seed)
-    return store
+    return store.root
+
+
+@pytest.fixture
+def store(written: Path, tmp_path: Path) -> Store:
+    return Store(shutil.copytree(written, tmp_path / "results"))
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
+def compared(written: Path, tmp_path_factory: pytest.TempPathFactory) -> Compared:
     """The comparison of the two seeds: its folder, not to be changed, and the tables."""
-    store = Store(tmp_path_factory.mktemp("compared") / "results")
-    for seed, model in enumerate(MODELS):
-        write_seed(store, model, seed)
+    store = Store(shutil.copytree(written, tmp_path_factory.mktemp("compared") / "results"))
     return store.root / "comparison", compare(config(store))
 
 

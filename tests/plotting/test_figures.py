@@ -4,6 +4,7 @@ import importlib
 import json
 import logging
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,12 @@ def store(all_models: Store) -> Store:
     return all_models
 
 
+@pytest.fixture(scope="module")
+def results(store: Store) -> Results:
+    """What is read of them, once. Do not change it."""
+    return Results(store)
+
+
 def run(script: str, *argv: str | Path) -> int:
     return drawings.run(importlib.import_module(f"circuits_over_time.plotting.{script}"), *argv)
 
@@ -114,10 +121,11 @@ def test_without_results_one_line_names_the_command_that_makes_them(
 
 
 def test_absent_models_tasks_and_steps_are_left_out_with_a_line(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    all_models: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = write_all(tmp_path / "results", models=("pythia-70m", "pythia-160m"), tasks=("ioi", "sva"))
+    store = Store(tmp_path / "results")
     for kind in ("faithfulness", "baselines"):
+        shutil.copytree(all_models.root / kind, store.root / kind, ignore=shutil.ignore_patterns("pythia-1.4b"))
         for path in store.folder(kind, "pythia-160m", "sva").path.iterdir():
             path.unlink()
         store.folder(kind, "pythia-70m", "ioi").file(64).unlink()
@@ -130,7 +138,12 @@ def test_absent_models_tasks_and_steps_are_left_out_with_a_line(
     assert "baselines: pythia-70m ioi lacks steps that other tasks have: 64" in said
 
 
-def test_circuit_figure_shows_the_selected_sizes_with_gaps_and_the_metric_with_bands(store: Store) -> None:
+def test_circuit_figure_shows_the_selected_sizes_with_gaps_and_the_metric_with_bands(
+    store: Store, results: Results
+) -> None:
+    sizes_of, baselines_of = (
+        dict(iter(results.table(kind).groupby(["model", "task", "step"]))) for kind in ("faithfulness", "baselines")
+    )
     drawn = drawn_by(plot_circuits, store, count="edges")["circuits"]
     for column, task in enumerate(TASKS):
         panels = [column + 1 + row * len(TASKS) for row in range(3)]
@@ -141,7 +154,7 @@ def test_circuit_figure_shows_the_selected_sizes_with_gaps_and_the_metric_with_b
             full, corrupted = (trace for trace in of_metric if trace.fill is None)
             band, _ = (trace for trace in of_metric if trace.fill == "toself")
             for i, step in enumerate(STEPS):
-                table = store.folder("faithfulness", model, task).read_table(step)
+                table = sizes_of[model, task, step]
                 chosen = table[table["selected"]]
                 if chosen.empty:
                     assert np.isnan(sizes.y[i])
@@ -149,7 +162,7 @@ def test_circuit_figure_shows_the_selected_sizes_with_gaps_and_the_metric_with_b
                 else:
                     assert sizes.y[i] == chosen["n_edges"].iloc[0]
                     assert faithful.y[i] == chosen["faithfulness"].iloc[0]
-                baseline = store.folder("baselines", model, task).read_table(step).iloc[0]
+                baseline = baselines_of[model, task, step].iloc[0]
                 assert full.y[i] == baseline["full"]
                 assert corrupted.y[i] == baseline["corrupted"]
                 assert band.y[i] == pytest.approx(baseline["full"] + INTERVAL * baseline["full_se"])
@@ -251,8 +264,8 @@ def test_top_heads_are_those_with_the_highest_score_at_any_step() -> None:
     assert plot_head_scores.top_heads(table, 9) == [(0, 0), (0, 1), (1, 0)]
 
 
-def test_head_figure_shows_each_steps_best_head(store: Store) -> None:
-    table = head_scores(Results(store))
+def test_head_figure_shows_each_steps_best_head(store: Store, results: Results) -> None:
+    table = head_scores(results)
     figure = plot_head_scores.draw_maxima(table, model_looks(MODELS))
     (line,) = lines(figure, "pythia-160m")
     for value, named, step in zip(line.y, line.customdata, STEPS, strict=True):
@@ -295,8 +308,8 @@ def test_a_head_without_effect_does_not_flatten_the_cspa_panel() -> None:
     assert 0.6 < high < 1.1
 
 
-def test_names_at_line_ends_do_not_overlap(store: Store) -> None:
-    table = head_scores(Results(store))
+def test_names_at_line_ends_do_not_overlap(results: Results) -> None:
+    table = head_scores(results)
     figure = plot_head_scores.draw_top_heads(table[table["model"] == MODELS[0]], MODELS[0], 8).figure
     bottom, top = figure.layout.yaxis.domain
     pixels = (top - bottom) * (figure.layout.height - figure.layout.margin.t - figure.layout.margin.b)
@@ -397,8 +410,8 @@ def test_checkpoints_without_a_percentage_are_marked_with_the_reason(store: Stor
     assert not any("No value" in note.text for note in figure.layout.annotations)
 
 
-def test_a_task_that_is_learned_at_no_checkpoint_says_so_in_its_panel(store: Store) -> None:
-    table = plot_circuits.selected_circuits(Results(store).table("faithfulness"), Results(store).table("baselines"))
+def test_a_task_that_is_learned_at_no_checkpoint_says_so_in_its_panel(results: Results) -> None:
+    table = plot_circuits.selected_circuits(results.table("faithfulness"), results.table("baselines"))
     table = table[table["model"] == "pythia-70m"]
     sva = table["task"] == "sva"
     table = table.assign(n_edges=table["n_edges"].where(~sva), status="task not learned")
@@ -409,8 +422,8 @@ def test_a_task_that_is_learned_at_no_checkpoint_says_so_in_its_panel(store: Sto
     assert "task not learned" in note.text.replace("<br>", " ")
 
 
-def test_a_head_score_that_is_empty_at_a_checkpoint_has_its_reason_there(store: Store) -> None:
-    table = head_scores(Results(store)).query("model == 'pythia-70m'").assign(reason=None)
+def test_a_head_score_that_is_empty_at_a_checkpoint_has_its_reason_there(results: Results) -> None:
+    table = head_scores(results).query("model == 'pythia-70m'").assign(reason=None)
     first = (table["score"] == "cspa") & (table["step"] == STEPS[0])
     table.loc[first, ["value", "reason"]] = [np.nan, "nothing was ablated"]
     one_head = (table["score"] == "cspa") & (table["step"] == STEPS[1]) & (table["head"] == 0)
@@ -466,10 +479,12 @@ def test_the_drawing_of_a_circuit_colours_heads_by_their_roles() -> None:
     assert not set(fills) & set(TINTS.values()) - {TINTS["name_mover"], TINTS["s_inhibition"]}
 
 
-def test_the_attention_of_heads_is_drawn_with_the_tokens_that_they_move_and_their_roles(store: Store) -> None:
+def test_the_attention_of_heads_is_drawn_with_the_tokens_that_they_move_and_their_roles(
+    store: Store, results: Results
+) -> None:
     model, folder = MODELS[0], store.folder("attention", MODELS[0], "ioi")
     stored = folder.read_json(STEPS[-1])["heads"]
-    roles = roles_of(Results(store), model)
+    roles = roles_of(results, model)
     head = next(head for head in stored if head in roles)
     (drawing,) = drawn_by(plot_attention, store, model=[model], task=["ioi"], heads=[head]).values()
     (heatmap,) = drawing.figure.data
@@ -533,10 +548,10 @@ def test_without_areas_a_line_says_how_to_measure_them(tmp_path: Path, caplog: p
     )
 
 
-def test_size_figure_states_the_correlation(store: Store) -> None:
+def test_size_figure_states_the_correlation(store: Store, results: Results) -> None:
     parameters = ["pythia-70m=1", "pythia-160m=2", "pythia-1.4b=4"]
     figure = drawn_by(plot_size_vs_scale, store, count="edges", parameters=parameters)["size_vs_scale"].figure
-    sizes = mean_sizes(Results(store).table("faithfulness"), "edges")
+    sizes = mean_sizes(results.table("faithfulness"), "edges")
     ioi = sizes[sizes["task"] == "ioi"].set_index("model")["size"]
     r = np.corrcoef([1, 2, 4], ioi[["pythia-70m", "pythia-160m", "pythia-1.4b"]])[0, 1]
     assert f"r = {r:.2f} (3 models), exact p = " in figure.layout.annotations[0].text

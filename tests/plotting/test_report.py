@@ -6,6 +6,7 @@ import logging
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -48,6 +49,15 @@ def page(report: Path) -> str:
     return report.read_text(encoding="utf-8")
 
 
+HeadRecords = tuple[list[dict[str, Any]], dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def of_heads(store: Store) -> HeadRecords:
+    """The records of the results' heads. Do not change them."""
+    return head_records(results_of(store))
+
+
 def results_of(store: Store) -> Results:
     return Results(store, in_report=True)
 
@@ -87,8 +97,10 @@ def test_circuit_records_hold_every_edge_of_every_checkpoint(store: Store) -> No
             assert state["full"] == pytest.approx(baselines["full"], rel=1e-5)
 
 
-def test_a_head_has_a_role_from_the_first_to_the_last_step_with_a_score_above_the_threshold(store: Store) -> None:
-    ((record,), meanings) = head_records(results_of(store))
+def test_a_head_has_a_role_from_the_first_to_the_last_step_with_a_score_above_the_threshold(
+    store: Store, of_heads: HeadRecords
+) -> None:
+    ((record,), meanings) = of_heads
     table = store.read_tables("components", MODEL)
     above = table[(table["score"] == "induction") & (table["value"] > 0.5)]
     expected = {
@@ -101,8 +113,8 @@ def test_a_head_has_a_role_from_the_first_to_the_last_step_with_a_score_above_th
     assert all(row["of"] == len(STEPS) for row in rows)
 
 
-def test_heads_of_circuits_have_their_first_and_last_step(store: Store) -> None:
-    ((record,), _) = head_records(results_of(store))
+def test_heads_of_circuits_have_their_first_and_last_step(store: Store, of_heads: HeadRecords) -> None:
+    ((record,), _) = of_heads
     steps: dict[tuple[int, int], list[int]] = {}
     for step in STEPS:
         for node in nodes_of(edges_of(store.folder("graphs", MODEL, "ioi").read_table(step))):
@@ -137,8 +149,8 @@ def test_roles_found_by_effect_agree_with_the_handover_table(store: Store, tmp_p
     assert "S-inhibition (by effect)" in meanings
 
 
-def test_no_two_rows_of_the_table_of_heads_are_of_one_role_of_a_head(store: Store) -> None:
-    ((record,), _) = head_records(results_of(store))
+def test_no_two_rows_of_the_table_of_heads_are_of_one_role_of_a_head(of_heads: HeadRecords) -> None:
+    ((record,), _) = of_heads
     rows = [(row["head"], row["role"]) for row in record["roles"]]
     assert {"name mover (by effect)"} <= {role for _, role in rows}
     assert len(rows) == len(set(rows))

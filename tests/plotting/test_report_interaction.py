@@ -18,7 +18,6 @@ import torch
 from circuits_over_time.edge_attribution_patching.circuits.circuit import Circuit
 from circuits_over_time.edge_attribution_patching.circuits.formats import of_eap_ig_json
 from circuits_over_time.edge_attribution_patching.graph import Graph
-from circuits_over_time.plotting import plot_circuits
 from circuits_over_time.plotting.make_report import main
 from circuits_over_time.plotting.parts.circuit_similarity import compare, edges_of
 from circuits_over_time.plotting.parts.roles import ROLES
@@ -80,8 +79,8 @@ def tensors(circuit: pd.DataFrame, step: int) -> dict[str, Any]:
 def path(pair: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     def fill(folder: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            # What is tested here is above the figures, which take long to draw.
-            patch.setattr(figures, "figures", lambda: [plot_circuits.FIGURE])
+            # What is tested here is above the figures, which take long to draw, as the page without plotly.js to open.
+            patch.setattr(figures, "figures", list)
             assert main(["-r", str(pair.root), "-o", str(folder / "report.html")]) == 0
 
     return filled_once(tmp_path_factory, "page_of_two", fill) / "report.html"
@@ -520,17 +519,15 @@ def _view(page: Any) -> dict[str, Any]:
         ("heads", ""),
     ],
 )
-def test_an_address_that_leads_nowhere_does_no_harm(browser: Any, path: Path, fragment: str, said: str) -> None:
-    opened = OpenPage(browser, path, width=1280, height=900)
-    opened.page.evaluate("(text) => { location.hash = text; }", fragment)
-    opened.page.wait_for_timeout(50)
-    assert opened.page.locator("#step-label").inner_text().startswith(f"step {LAST:,}")
-    assert opened.page.evaluate("window.hacked") is None
-    assert said in (note := opened.page.locator("#address-note").inner_text())
+def test_an_address_that_leads_nowhere_does_no_harm(opened: OpenPage, page: Any, fragment: str, said: str) -> None:
+    page.evaluate("(text) => { location.hash = text; }", fragment)
+    page.wait_for_timeout(50)
+    assert page.locator("#step-label").inner_text().startswith(f"step {LAST:,}")
+    assert page.evaluate("window.hacked") is None
+    assert said in (note := page.locator("#address-note").inner_text())
     assert bool(said) == bool(note)
-    assert opened.page.locator("#details").is_hidden()
+    assert page.locator("#details").is_hidden()
     assert opened.complaints == []
-    opened.close()
 
 
 def test_downloads_hold_what_is_shown(page: Any, pair: Store) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import shutil
 from argparse import Namespace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from circuits_over_time.plotting.parts.published.reproduction import (
     reproduction,
     resampled,
 )
+from circuits_over_time.plotting.parts.style import Drawing
 from circuits_over_time.plotting.plot_reproduction import draw_reproduction, format_number, format_range
 from circuits_over_time.plotting.report import figures
 from circuits_over_time.utils.config.keys import load_config
@@ -56,6 +58,20 @@ def agreeing(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def agreed(agreeing: Store) -> pd.DataFrame:
     """The table of these results. Do not change it."""
     return reproduction(agreeing, EVERYTHING)
+
+
+@pytest.fixture(scope="module")
+def drawing(agreeing: Store, agreed: pd.DataFrame) -> Drawing:
+    """The figure of these results. Do not change it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plot_reproduction, "reproduction", lambda *_: agreed)  # It takes long to read.
+        return drawings(plot_reproduction, agreeing)["reproduction"]
+
+
+def only_of(agreeing: Store, folder: Path, *models: str) -> Store:
+    """A copy of the results of some of the models."""
+    others = shutil.ignore_patterns(*(set(MODELS) - set(models)))
+    return Store(shutil.copytree(agreeing.root, folder / "study", ignore=others))
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +131,9 @@ def test_results_that_agree_agree_in_every_number(agreed: pd.DataFrame) -> None:
 
 
 def test_results_that_disagree_disagree_in_every_number(tmp_path: Path) -> None:
-    table = reproduction(write_study(tmp_path, agree=False), EVERYTHING)
+    # Half of the checkpoints will do, with those of the numbers of edges.
+    steps = (*STEPS[4:16:2], *STEPS[-4:])
+    table = reproduction(write_study(tmp_path, agree=False, steps=steps), EVERYTHING)
     assert set(table["verdict"]) == {"disagrees"}
     assert set(table["command"]) == {""}
 
@@ -170,8 +188,8 @@ def test_few_checkpoints_and_levels_without_a_value_are_open_and_say_why(tmp_pat
     assert (row["verdict"], row["note"].partition(";")[0]) == ("open", "2 of 2 checkpoints have no percentage")
 
 
-def test_what_is_missing_names_the_command_with_the_studys_config(tmp_path: Path) -> None:
-    store = write_study(tmp_path, agree=True, models=["pythia-70m", "pythia-160m"])
+def test_what_is_missing_names_the_command_with_the_studys_config(agreeing: Store, tmp_path: Path) -> None:
+    store = only_of(agreeing, tmp_path, "pythia-70m", "pythia-160m")
     table, there = reproduction(store, EVERYTHING), f" results_dir={store.root}"
     missing = table[table["verdict"] == "not measured"]
     assert set(missing["model"]) == set(MODELS) - {"pythia-70m", "pythia-160m"}
@@ -221,8 +239,8 @@ def test_one_command_measures_all_that_is_missing_in_as_many_hours_as_its_operat
     assert remaining(store, reproduction(store, of_one).assign(command="")) is None
 
 
-def test_settings_that_differ_from_the_studys_are_named(tmp_path: Path) -> None:
-    store = write_study(tmp_path, agree=True, models=["pythia-410m"])
+def test_settings_that_differ_from_the_studys_are_named(agreeing: Store, tmp_path: Path) -> None:
+    store = only_of(agreeing, tmp_path, "pythia-410m")
     study = yaml.safe_load((ROOT / "configs" / "study" / "ioi.yml").read_text())
     write_settings(store, "faithfulness", "pythia-410m", "ioi", study | {"device": "cpu", "dtype": "float32"})
     other = study | {"dtype": "float32", "search": study["search"] | {"criterion": "normalised"}}
@@ -254,9 +272,8 @@ def test_models_and_tasks_asked_for_are_all_there_is(agreeing: Store) -> None:
     assert len(table[table["quantity"] == "circuit_edges"]) == 5
 
 
-def test_figure_shows_every_number_and_what_was_measured(agreed: pd.DataFrame) -> None:
-    table = agreed
-    figure = draw_reproduction(table).figure
+def test_figure_shows_every_number_and_what_was_measured(agreed: pd.DataFrame, drawing: Drawing) -> None:
+    table, figure = agreed, drawing.figure
     titles = [note.text for note in figure.layout.annotations]
     assert len(titles) == 4 + 3 + 3 + 4
     for name in ("published", "measured, agrees"):
@@ -277,7 +294,7 @@ def test_a_panel_without_a_value_says_so(tmp_path: Path) -> None:
     assert said["Nodes: IOI"] == "Nodes: IOI"
 
 
-def test_script_writes_the_figure_and_the_table(
+def test_script_writes_the_figure_or_its_parts_for_a_narrow_page_and_the_table(
     agreeing: Store,
     agreed: pd.DataFrame,
     tmp_path: Path,
@@ -285,10 +302,13 @@ def test_script_writes_the_figure_and_the_table(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(plot_reproduction, "reproduction", lambda *_: agreed)  # It takes long to read.
-    assert run(plot_reproduction, "-r", agreeing.root, "-o", tmp_path) == 0
-    assert (tmp_path / "reproduction.html").is_file()
-    table = pd.read_csv(tmp_path / "reproduction.csv")
-    assert len(table) == sum(COUNTS.values())
+    for width, names in (([], ["reproduction"]), (["--width", "3.25in"], list(plot_reproduction.PAGES))):
+        folder = tmp_path / names[0]
+        assert run(plot_reproduction, "-r", agreeing.root, "-o", folder, *width) == 0
+        files = {"reproduction.csv", *(f"{name}.html" for name in names)}
+        assert {path.name for path in folder.iterdir()} == files
+        table = pd.read_csv(folder / "reproduction.csv")
+        assert len(table) == sum(COUNTS.values())
     assert "run: python" not in caplog.text
 
 
@@ -331,8 +351,7 @@ def test_numbers_are_written_as_the_study_prints_them() -> None:
     assert format_range(8.4e9, float("inf"), "emergence_tokens") == "after 8.4B"
 
 
-def test_on_a_narrow_page_it_comes_in_parts_that_fit_one(agreeing: Store) -> None:
-    (drawing,) = drawings(plot_reproduction, agreeing).values()
+def test_on_a_narrow_page_it_comes_in_parts_that_fit_one(drawing: Drawing) -> None:
     narrow = Style(width="3.25in")
     assert styled(drawing, narrow).layout.height > 9 * PIXELS["in"]
     assert drawing.pages is not None
@@ -342,12 +361,3 @@ def test_on_a_narrow_page_it_comes_in_parts_that_fit_one(agreeing: Store) -> Non
     assert all(part.layout.height < 9 * PIXELS["in"] for part in parts.values())
     panels = [note.text for note in drawing.figure.layout.annotations]
     assert panels == [note.text for part in pages.values() for note in part.figure.layout.annotations]
-
-
-def test_files_of_a_narrow_page_are_those_of_its_parts(agreeing: Store, tmp_path: Path) -> None:
-    assert run(plot_reproduction, "-r", agreeing.root, "-o", tmp_path, "--width", "3.25in") == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "reproduction.csv",
-        "reproduction_circuits.html",
-        "reproduction_heads.html",
-    ]

@@ -39,7 +39,8 @@ from circuits_over_time.utils.sweep.times import gpu_hours
 from ..head_scores import SCORES, SINGLE
 
 FILE = Path(__file__).parent / "circuits_over_time.csv"
-# Where the configs with the study's settings lie, from the repository's root.
+# The repository, and where in it the configs with the study's settings lie.
+ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = Path("configs", "study")
 RESAMPLES = 2000
 # Fewer checkpoints give no interval.
@@ -176,7 +177,7 @@ class StudyResults:
             if number.quantity == "parameters":
                 self.parameters.setdefault(number.item, {})[number.model] = number.low
         self.models = list(self.parameters["true"])
-        self.table = cache(self._table)
+        self.table, self.config = cache(self._table), cache(lambda path: read_yaml(ROOT / path))
 
     def _table(self, kind: str, model: str, task: str = "") -> pd.DataFrame | None:
         """All steps of a kind, ascending, or None where none is measured."""
@@ -202,7 +203,7 @@ class StudyResults:
 
     def settings(self, number: Number) -> str:
         """The keys in which the runs behind a number differ from the study's config, with both values."""
-        config = read_yaml(Path(__file__).resolve().parents[3] / number.config)
+        config = self.config(number.config)
         texts = []
         for model in [number.model] if number.model else self.models:
             folder = self.store.folder(number.kind, model, number.task or None)
@@ -242,9 +243,9 @@ def remaining(store: Store, table: pd.DataFrame) -> tuple[str, float] | None:
     models = [model for model in StudyResults(store).models if model in lacking]
     if not models:
         return None
-    root, path = Path(__file__).resolve().parents[3], CONFIGS / "all.yml"
-    data = read_yaml(root / path)
-    data["analyses"] = [entry | {"config": str(root / entry["config"])} for entry in data["analyses"]]
+    path = CONFIGS / "all.yml"
+    data = read_yaml(ROOT / path)
+    data["analyses"] = [entry | {"config": str(ROOT / entry["config"])} for entry in data["analyses"]]
     config = SuiteConfig.model_validate(data | {"model": models, "results_dir": store.root})
     command = _command(f"python run_suite.py -c {path.as_posix()}", models, [])  # The config has more models.
     return command + _into(store), gpu_hours(jobs_of(config), models)
