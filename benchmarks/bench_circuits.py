@@ -6,8 +6,8 @@
 Random weights at pythia-70m and pythia-160m shape; 16 IOI pairs of 15 to 18 tokens that first differ at position 11
 (`swap` prompts: everything before the second subject is shared), 5 integration steps, float32, one core by default. The
 plain passes take logits at the answers only and their backward pass reaches the embeddings and no weight. Everything is
-repeated in turn; a row gives the ratio of the minima, the median ratio of a round, and the goal. `--growth` shows how
-attribution and the 40-size curve grow with prompts, integration steps and layers. On a GPU: `--device cuda`.
+repeated in turn; a row gives the ratio of the minima, the median ratio of a round, and the goal. On a GPU:
+`--device cuda`.
 """
 
 from __future__ import annotations
@@ -267,50 +267,16 @@ def table(name: str, device: str, rounds: int) -> None:
         print(f"  {job + ', GFLOP/s':38}{speed / 1e9:9.1f}{speed / fastest:9.0%}  of {flop / 1e9:.0f} GFLOP")
 
 
-def growth(device: str, rounds: int) -> None:
-    """Attribution and the curve, in forward passes over the same 16 prompts or over as many as are attributed."""
-    print("\ngrowth at pythia-70m width: seconds, and plain forward passes over the same prompts")
-    print(f"  {'layers':>6}{'prompts':>9}{'steps':>7}{'attribution':>20}{'40 sizes':>20}")
-    for layers, n_prompts, steps in (
-        (6, 16, 5), (6, 32, 5), (6, 64, 5), (6, 16, 10), (6, 16, 30), (12, 16, 5), (24, 16, 5),
-    ):  # fmt: skip
-        setting = Setting.of((layers, 8, 512), n_prompts, steps, device)
-        weights = read_weights(setting.model)
-        graph = Graph.of(weights)
-        scores = attribute(weights, setting.pairs, setting.metric, steps=1).scores
-        order = edge_order(scores, graph, limit=1000)
-        times = in_turn(
-            {
-                "forward": lambda setting=setting: setting.plain(False),
-                "attribution": lambda setting=setting, weights=weights: (
-                    attribute(weights, setting.pairs, setting.metric, steps=setting.steps).scores
-                ),
-                "curve": lambda setting=setting, weights=weights, order=order: CircuitEvaluator(
-                    weights, setting.pairs, setting.metric
-                ).prefixes_of(order)(SIZES),
-            },
-            rounds,
-        )
-        forward = min(times["forward"])
-        cells = "".join(
-            f"{min(times[job]):10.2f} s {min(times[job]) / forward:6.1f}x" for job in ("attribution", "curve")
-        )
-        print(f"  {layers:6}{n_prompts:9}{steps:7}{cells}")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=["70m", "160m"], choices=SHAPES)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--growth", action="store_true", help="also show how the cost grows")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     for name in arguments.shapes:
         table(name, arguments.device, arguments.rounds)
-    if arguments.growth:
-        growth(arguments.device, max(1, arguments.rounds // 2))
     return 0
 
 

@@ -76,7 +76,7 @@ WHOLE = {
 def print_scripts() -> None:
     for name, (script, overrides) in WHOLE.items():
         with scripts_on_the_device() as restart:
-            files_of(script, overrides)
+            files_of(script, [*overrides, f"memory_budget_gb={MEMORY['memory_budget_gb']}"])
             made = restart()
         print(f"{name:42}{made.kernels:8,} / {made.waits:,} / {made.transfers:,}", flush=True)
 

@@ -14,14 +14,16 @@ SHAPES = {
 """Layers, heads and d_model."""
 
 
-def random_pythia(n_layers: int, n_heads: int, d_model: int, device: str = "cpu") -> GPTNeoXForCausalLM:
-    """GPT-NeoX with Pythia's vocabulary and proportions; the same weights on every call, none needing a gradient.
+def random_pythia(
+    n_layers: int, n_heads: int, d_model: int, device: str = "cpu", *, vocabulary: int = 50304
+) -> GPTNeoXForCausalLM:
+    """GPT-NeoX with Pythia's proportions; the same weights on every call, none needing a gradient.
 
     They are drawn on the device, so each kind of device has its own.
     """
     torch.manual_seed(0)
     config = GPTNeoXConfig(
-        vocab_size=50304,
+        vocab_size=vocabulary,
         hidden_size=d_model,
         num_hidden_layers=n_layers,
         num_attention_heads=n_heads,

@@ -43,6 +43,7 @@ from ..units import graph_of
 from .folds import FoldScores, fold_sizes
 from .gradients import Gradients, NodeOutputs, Slots
 from .node_layers import by_node_layers
+from .refinement import Points
 
 
 def quadrature_points(quadrature: Quadrature, steps: int) -> tuple[list[float], list[float]]:
@@ -88,8 +89,8 @@ def attribute(
     memory_budget_gb: float = 1.0,
     share_prefix: bool = True,
     reference: Reference | None = None,
-    points: tuple[Sequence[float], Sequence[float]] | None = None,
-    kept: list[_Path] | None = None,
+    rules: Sequence[Points] = (),
+    kept: list[tuple[PairBatch, list[tuple[int, Slots]], list[Tensor], _Path]] | None = None,
 ) -> FoldScores:
     """Score of every edge, on all prompts (`.scores`) and kept apart for each fold of them and each role of `pairs`.
 
@@ -113,8 +114,8 @@ def attribute(
         reference: in place of what nodes write in the corrupted run, and neurons if it is made for them; then all
             positions run, the path begins at the reference's embeddings, and conductance's first change at what it has
             nodes write.
-        points: of `eap_ig`, points of the path, ascending, and their weights, instead of `steps`.
-        kept: what later calls with other points of the same prompts need not compute again, within the memory budget.
+        rules: of `eap_ig`, points of the path, ascending, and their weights, instead of `steps`: the first are taken.
+        kept: what later calls with the others for the same prompts need not compute again, within the memory budget.
 
     Raises:
         ValueError: for a method without gradients, an unknown quadrature, no steps, or a fold without prompts.
@@ -126,8 +127,9 @@ def attribute(
     sums = torch.zeros(len(sizes), graph.n_forward, graph.n_backward, device=weights.device)
     if method in ("information_flow_routes", "exact"):
         raise ValueError(f"method={method}: takes no gradients; pass it to `edge_scores`")
-    alphas, step_weights = points_of(method, quadrature, steps) if points is None else points
-    on_path = torch.tensor([alphas, step_weights], dtype=torch.promote_types(weights.dtype, torch.float32))
+    rules = rules or [points_of(method, quadrature, steps)]
+    alphas, number_format = rules[0][0], torch.promote_types(weights.dtype, torch.float32)
+    rules_on_cpu = [torch.tensor(rule, dtype=number_format) for rule in rules]
     memory_budget = memory_budget_gb * GB
     # In the model's format, every step of every batch of `batch_size` is a term by itself, of all prompts together.
     coarse = torch.zeros_like(sums[0], dtype=weights.dtype) if accumulate == "model" else None
@@ -136,18 +138,20 @@ def attribute(
         to_run |= {"memory_budget_gb": memory_budget_gb} if coarse is None else {}
         batches = pairs.batches(batch_size, share_prefix=share_prefix and reference is None, **to_run)
         for number, on_cpu in enumerate(batches):
-            # The sum over positions is taken role by role.
-            of_roles = on_cpu.tokens_of_roles or (None,)
-            slots_on_cpu = [
-                (role, Slots.of(on_cpu.layout, fold_of[on_cpu.index], tokens))
-                for role, tokens in enumerate(of_roles)
-                if tokens is None or len(tokens)
-            ]
-            batch, slots, on_device = to_device((on_cpu, slots_on_cpu, on_path), weights.device)
             if kept is not None and number < len(kept):
-                path = replace(kept[number], points=alphas, alphas=on_device[0], step_weights=on_device[1])
+                batch, slots, on_device, path = kept[number]
+                of_points, of_weights = on_device[-len(rules)]  # All rules were sent with the first.
+                path = replace(path, points=alphas, alphas=of_points, step_weights=of_weights)
             else:
-                path = _Path.of(weights, batch, reference, alphas, *on_device, neurons=neurons)
+                # The sum over positions is taken role by role.
+                of_roles = on_cpu.tokens_of_roles or (None,)
+                slots_on_cpu = [
+                    (role, Slots.of(on_cpu.layout, fold_of[on_cpu.index], tokens))
+                    for role, tokens in enumerate(of_roles)
+                    if tokens is None or len(tokens)
+                ]
+                batch, slots, on_device = to_device((on_cpu, slots_on_cpu, rules_on_cpu), weights.device)
+                path = _Path.of(weights, batch, reference, alphas, *on_device[0], neurons=neurons)
             new = partial(Gradients, weights, batch, metric, path.prefix, frozen=method == "relp", neurons=neurons)
             at_once, room = (path.steps_at_once(memory_budget), memory_budget) if coarse is None else (1, -1)
             if method == "eap_ig_activations":
@@ -166,8 +170,9 @@ def attribute(
                 if coarse is not None:
                     sums += into
                     coarse += into.sum(0).to(coarse.dtype)
-            if kept is not None and len(kept) == number and sum(one.nbytes for one in (*kept, path)) <= memory_budget:
-                kept.append(path)
+            needed = path.nbytes + sum(one.nbytes for *_, one in kept or ())
+            if kept is not None and number == len(kept) and needed <= memory_budget:
+                kept.append((batch, slots, on_device, path))
         if coarse is not None:  # The folds keep their spread around what was added up so.
             sums += (coarse.float() - sums.sum(0)) * (sizes / len(pairs)).to(sums)[:, None, None]
         sums = to_cpu(sums)
@@ -178,7 +183,7 @@ def attribute(
             others = (
                 "quadrature=midpoint or right" if method == "eap_ig" else "method=eap, or eap_ig with midpoint steps"
             )
-            others = others if points is None else f"a number of steps with {others}"
+            others = others if len(rules) == 1 else f"a number of steps with {others}"
             told += f" where the embeddings are zero and norms divide by sqrt(eps); use {others}, or another ablation"
         raise FloatingPointError(told)
     if level == "node":  # What a node writes reaches all its readers alike, so their gradients add up.

@@ -71,6 +71,6 @@ def edge_scores(
     with torch.inference_mode(False), torch.enable_grad():  # Callers may be in torch.no_grad().
         if steps == "auto":
             scores_at = partial(attribute, weights, pairs, metric, fold_of, level=level, kept=[], **memory)
-            return refined(lambda points: scores_at(points=points), tolerance)
+            return refined(lambda rules: scores_at(rules=rules), tolerance)
         how: dict[str, Any] = {"method": method, "level": level, "steps": steps, "quadrature": quadrature}
         return attribute(weights, pairs, metric, fold_of, accumulate=accumulate, **how, **memory)

@@ -10,11 +10,14 @@ much, and the move is J h / 4. Models do both, and a single run may be unlucky, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ..choices import MOST_PARTS
 from .folds import FoldScores
+
+Points = tuple[list[float], list[float]]
+"""Of the path, ascending, and their weights."""
 
 FIRST = 3
 """Parts of the first rule; the last has 49 points."""
@@ -28,23 +31,25 @@ OF_LARGEST = 0.04
 """Without folds, so much of the largest score stands for the standard error."""
 
 
-def refined(
-    at: Callable[[tuple[list[float], list[float]]], FoldScores], tolerance: float, most: int = MOST_PARTS
-) -> FoldScores:
+def refined(at: Callable[[Sequence[Points]], FoldScores], tolerance: float, most: int = MOST_PARTS) -> FoldScores:
     """Scores with an error of integration of at most `tolerance` standard errors, or from `most` parts of the path.
 
     Args:
-        at: points of the path, ascending, and their weights -> the sum of all edges' scores.
+        at: rules -> the sum of all edges' scores by the first of them; later calls may ask for the others.
     """
-    parts = FIRST
-    inside = [1 / parts] * (parts - 1)
-    scores = at(([k / parts for k in range(parts + 1)], [0.5 / parts, *inside, 0.5 / parts]))
-    while True:
-        middles = at(([(k + 0.5) / parts for k in range(parts)], [1 / parts] * parts))
-        coarse, scores, parts = scores, replace(scores, sums=(scores.sums + middles.sums) / 2), 2 * parts
+    parts, inside = FIRST, [1 / FIRST] * (FIRST - 1)
+    rules: list[Points] = [([k / FIRST for k in range(FIRST + 1)], [0.5 / FIRST, *inside, 0.5 / FIRST])]
+    while parts < most:
+        rules.append(([(k + 0.5) / parts for k in range(parts)], [1 / parts] * parts))
+        parts *= 2
+    scores = at(rules)
+    for number in range(1, len(rules)):
+        coarse, middles = scores, at(rules[number:])
+        scores = replace(coarse, sums=(coarse.sums + middles.sums) / 2)
         error = integration_error(coarse, scores)
-        if error <= tolerance or parts >= most:
-            return replace(scores, points=parts + 1, integration_error=error)
+        if error <= tolerance:
+            break
+    return replace(scores, points=2 * len(rules[number][0]) + 1, integration_error=error)
 
 
 def integration_error(coarse: FoldScores, fine: FoldScores) -> float:

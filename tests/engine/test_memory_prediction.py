@@ -11,6 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from circuits_over_time.edge_attribution_patching.choices import EXACT_AT_ONCE, USUAL_STEPS
 from circuits_over_time.edge_attribution_patching.circuits.faithfulness import CircuitEvaluator
+from circuits_over_time.edge_attribution_patching.graph import Graph
 from circuits_over_time.edge_attribution_patching.model.memory import BYTES, BatchSizes, Memory, pairs_within
 from circuits_over_time.edge_attribution_patching.model.pairs import TokenPairs
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights, read_weights
@@ -132,6 +133,30 @@ def test_the_peak_of_evaluation(architecture: str, dtype: torch.dtype) -> None:
         CircuitEvaluator(weights, pairs, metric)(masks)
     memory = Memory(weights, sizes_of(pairs), dtype.itemsize, 1e9)
     assert memory.evaluation(len(masks), int(plan.needed.any(0).sum())) == pytest.approx(live.peak, rel=0.15)
+
+
+def test_beyond_the_budget_neither_prompts_nor_steps_take_more() -> None:
+    weights, _ = setting("neox-parallel", torch.float32)
+    clean, lengths = torch.arange(6 * 12).view(6, 12), torch.full((6,), 12)
+    corrupted = clean + (torch.arange(12) == 4)
+    one_mask, small = Graph.of(weights).edge_mask[None], {"batch_size": 6, "memory_budget_gb": 1e-3}
+
+    def peaks(batches: int, steps: int) -> tuple[int, int]:
+        many = TokenPairs(clean.repeat(batches, 1), corrupted.repeat(batches, 1), lengths.repeat(batches))
+        with Live() as scoring:
+            attribute(weights, many, metric, steps=steps, **small)
+        with Live() as evaluating:
+            CircuitEvaluator(weights, many, metric, **small)(one_mask)
+        return scoring.peak, evaluating.peak
+
+    few, of_few = peaks(3, 10)
+    many, of_many = peaks(30, 10)
+    assert few > 3e6  # The budget is less than a step takes, and than what ten steps leave.
+    assert many == pytest.approx(few, rel=0.02)
+    assert peaks(3, 40)[0] == pytest.approx(few, rel=0.02)
+    # Of circuits, what lays out a batch is kept for all of them, but not what its nodes compute.
+    sizes = BatchSizes.of([12] * 6, [8] * 6)
+    assert of_many - of_few < 0.1 * 27 * Memory(weights, sizes, 4, 1e6).runs()
 
 
 def test_live_tensors_are_what_the_allocator_has() -> None:

@@ -1,6 +1,6 @@
 """As many integration steps as it takes: the rule against integrals known in closed form, and against many points."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -15,7 +15,7 @@ from circuits_over_time.edge_attribution_patching.model.weights import read_weig
 from circuits_over_time.edge_attribution_patching.scores.attribution import attribute
 from circuits_over_time.edge_attribution_patching.scores.folds import FoldScores
 from circuits_over_time.edge_attribution_patching.scores.methods import edge_scores
-from circuits_over_time.edge_attribution_patching.scores.refinement import refined
+from circuits_over_time.edge_attribution_patching.scores.refinement import Points, refined
 from circuits_over_time.utils.circuits.find import circuit_prompts, metric_of
 from circuits_over_time.utils.circuits.keys import CircuitSettings
 from circuits_over_time.utils.models.family import resolve_family
@@ -25,16 +25,16 @@ from tests.support.paths import TOY, TOY_STEPS
 from tests.support.random_models import random_model, random_pairs
 
 GRAPH = Graph(1, 2, parallel=True)
-Points = tuple[list[float], list[float]]
 
 
-def scores_of(gradient: Callable[[float], np.ndarray]) -> tuple[list[float], Callable[[Points], FoldScores]]:
+def scores_of(gradient: Callable[[float], np.ndarray]) -> tuple[list[float], Callable[[Sequence[Points]], FoldScores]]:
     """The points that were asked for so far, and scores from gradients by prompt and edge, each prompt a fold."""
     asked: list[float] = []
 
-    def at(points: Points) -> FoldScores:
-        asked.extend(points[0])
-        by_prompt = torch.tensor(np.tensordot(points[1], [gradient(alpha) for alpha in points[0]], 1))
+    def at(rules: Sequence[Points]) -> FoldScores:
+        (alphas, weights), *_ = rules
+        asked.extend(alphas)
+        by_prompt = torch.tensor(np.tensordot(weights, [gradient(alpha) for alpha in alphas], 1))
         sums = torch.zeros(len(by_prompt), GRAPH.n_forward * GRAPH.n_backward)
         sums[:, GRAPH.flat_edges] = by_prompt.float()
         return FoldScores(GRAPH, sums.view(-1, GRAPH.n_forward, GRAPH.n_backward), torch.ones(len(by_prompt)).long())
@@ -75,7 +75,7 @@ def test_scores_are_those_of_all_points_alone(budget: float) -> None:
     given = weights, pairs, eap_reference.logit_diff_metric(97, 5), torch.tensor([0, 1, 2, 0, 1])
     found = edge_scores(*given, steps="auto", tolerance=0.5, batch_size=2, memory_budget_gb=budget)
     assert found.points is not None
-    alone = [attribute(*given, points=([k / (found.points - 1)], [1.0])).sums for k in range(found.points)]
+    alone = [attribute(*given, rules=[([k / (found.points - 1)], [1.0])]).sums for k in range(found.points)]
     expected = (torch.stack(alone).sum(0) - (alone[0] + alone[-1]) / 2) / (found.points - 1)
     torch.testing.assert_close(found.sums, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 

@@ -64,7 +64,7 @@ class Levels:
         # The study lets the measured values decide.
         self.rate = None if config.definitions == "study" else config.false_discovery_rate
         self.names = torch.stack([prompts.positions[name] for name in NAMES], dim=1)
-        self.runs = self.runs_with(prompts.corrupted)
+        self.runs = self._runs_with(prompts, prompts.corrupted)
         self.clean, corrupted = self.runs.both()
         self.scale = Scale(self.clean, self.definition.divisor(self.clean, corrupted), config.seed)
         logit_diffs = {
@@ -92,10 +92,12 @@ class Levels:
         self._induction(inhibitors, none_because, movers, from_s2)
         return self.tables.done(), writing
 
-    def runs_with(self, others: Int[Tensor, "prompt position"], metric: FinalMetric | None = None) -> PairedRuns:
-        """The clean prompts together with others."""
+    def _runs_with(
+        self, prompts: Prompts, others: Int[Tensor, "prompt position"], metric: FinalMetric | None = None
+    ) -> PairedRuns:
+        """Clean prompts together with others."""
         budget = self.config.budget_gb(*self.weights.devices)
-        return PairedRuns(self.weights, self.prompts, others, self.config.batch_size, budget, metric)
+        return PairedRuns(self.weights, prompts, others, self.config.batch_size, budget, metric)
 
     def _nothing_to_explain(self) -> str:
         if self.facts.status not in WITH_CIRCUIT:
@@ -159,18 +161,21 @@ class Levels:
         """Replace what the candidates write at the answer with what they write in each variant of the prompt."""
         if not candidates:
             return {}
-        names, only_into_queries, found = self.names.to(self.weights.device), not self.definition.is_frozen, {}
+        # The variants are prompts of one set, to share its passes.
+        variants = {name: tokens for name, tokens in self.variants.items() if name != CLEAN}
+        n_prompts, difference = len(self.prompts), self.runs.logit_difference
+        rows = torch.arange(n_prompts).repeat(len(variants))
+        repeated, others = self.prompts.select(rows), torch.cat(list(variants.values()))
+        runs = self._runs_with(repeated, others, lambda finals, index: difference(finals, index % n_prompts))
         with checked_at_the_end():
-            for name, tokens in self.variants.items():
-                if name != CLEAN:
-                    runs = self.runs_with(tokens, self.runs.logit_difference)
-                    found[name] = runs.exchanged(candidates, movers, names, only_into_queries=only_into_queries)
-            found = to_cpu(found)
+            positions, frozen = self.names[rows].to(self.weights.device), self.definition.is_frozen
+            values, watch = to_cpu(runs.exchanged(candidates, movers, positions, only_into_queries=not frozen))
+        by_variant = zip(variants, values.split(n_prompts, 1), watch.attention().split(n_prompts, 2), strict=True)
         # What the clean prompt itself would give is known already.
         joined, n = reads(candidates, movers), len(candidates)
         of_movers = torch.stack([attention[:, layer, head].T for layer, head in movers])
         exchanges = {CLEAN: Exchange(self.clean.expand(n, -1), of_movers.expand(n, -1, -1, -1), joined)}
-        return exchanges | {name: Exchange(values, seen.attention(), joined) for name, (values, seen) in found.items()}
+        return exchanges | {name: Exchange(after, attended, joined) for name, after, attended in by_variant}
 
     def _induction(
         self,
