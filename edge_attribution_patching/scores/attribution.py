@@ -183,7 +183,6 @@ def attribute(
             others = (
                 "quadrature=midpoint or right" if method == "eap_ig" else "method=eap, or eap_ig with midpoint steps"
             )
-            others = others if len(rules) == 1 else f"a number of steps with {others}"
             told += f" where the embeddings are zero and norms divide by sqrt(eps); use {others}, or another ablation"
         raise FloatingPointError(told)
     if level == "node":  # What a node writes reaches all its readers alike, so their gradients add up.

@@ -84,7 +84,7 @@ def test_the_script_finds_the_algorithm_and_its_handover(family: Path, tmp_path:
     assert spans["name_mover", 3, 2] == (20, 20)
     assert spans["s_inhibition", 2, 0] == (10, 20)
     assert handover.loc[("s_inhibition", 2, 0), "first_tokens"] == 100
-    backup = store.read_tables("ioi_backup", "hand").set_index(["step", "part"])
+    backup = store.read_tables("ioi_backup", "hand").set_index(["step", "part"]).sort_index()
     assert backup.loc[(0, "all"), "reason"] == "there are no name movers to ablate"
     assert backup.loc[(10, "name_movers"), "change"] < -1
     inputs = store.folder("ioi_consistency", "hand").read_json(10)["inputs"]
@@ -361,3 +361,9 @@ def test_the_algorithm_of_a_checkpoint_that_knows_positions_is_found_at_all_leve
     assert opposite["logit_diff"] < clean["logit_diff"] - 0.5
     assert opposite["attention_io"] < clean["attention_io"] - 0.1
     assert opposite["attention_s1"] > clean["attention_s1"] + 0.1
+
+
+def test_the_means_of_a_circuit_are_in_its_number_format(family: Path, tmp_path: Path) -> None:
+    keys = given(family, tmp_path, "checkpoints=[10]", "circuit.ablation=mean", "circuit.dtype=bfloat16")
+    assert main(ANALYSIS, keys) == 0
+    assert sources(Store(tmp_path))["circuit"] == "computed"

@@ -66,8 +66,6 @@ def test_a_gradient_that_overflows_where_the_embeddings_are_zero_says_so_and_wha
         with pytest.raises(FloatingPointError, match=told.format(f"{way_out}.*")) as raised:
             scores(method)
         assert with_way_out(raised.value) == str(raised.value)
-    with pytest.raises(FloatingPointError, match="use a number of steps with quadrature=midpoint"):
-        scores("eap_ig", steps="auto")
     for rule in ("midpoint", "right"):
         assert scores("eap_ig", quadrature=rule).scores.isfinite().all()
     assert scores("eap").scores.isfinite().all()

@@ -463,7 +463,10 @@ def test_a_key_that_is_right_and_unread_is_said(write: Any, caplog: pytest.LogCa
         (
             CircuitsConfig,
             ["task=ioi", "ablation=zero", "eap.tolerance=1"],
-            ["eap.tolerance: is not read with a number of steps; it needs as many as it takes"],
+            [
+                "eap.tolerance: is not read with eap.ig_steps=auto, which means 20 with this method, quadrature, "
+                "accumulate or ablation"
+            ],
         ),
         (CircuitsConfig, ["task=ioi", "eap.tolerance=1"], []),
         (CircuitsConfig, ["task=ioi", "eap.quadrature=midpoint"], []),

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 import get_greater_than_consistency
 from circuits_over_time.utils.circuits.keys import USUAL_POINTS, CircuitsConfig, EapConfig, passes
+from circuits_over_time.utils.config.keys import result_settings
 from circuits_over_time.utils.models.tokenizers import WordTokenizer
 from circuits_over_time.utils.sweep import times
 from circuits_over_time.utils.sweep.estimate import Needed, refuse_unfit
@@ -187,13 +188,15 @@ def test_a_dry_run_predicts_what_fits_on_usual_gpus(tmp_path: Path, monkeypatch:
         ({"accumulate": "model"}, 20),
         ({"method": "ceap"}, 20),
         ({"method": "eap_ig_activations"}, 5),
-        ({"method": "eap"}, 1),
+        ({"method": "eap"}, 20),
         ({"quadrature": "left", "ig_steps": 7}, 7),
     ],
 )
 def test_steps_are_as_many_as_it_takes_unless_something_needs_a_number(keys: dict, steps: object) -> None:
     assert EapConfig(**keys).steps("mean") == steps
     assert EapConfig(**keys).steps("zero") == (20 if steps == "auto" else steps), "there the error is not seen"
+    recorded = result_settings(CircuitsConfig(model="m", task="ioi", eap=keys))
+    assert recorded["eap.ig_steps"] == steps, "results depend on the number"
 
 
 def test_a_method_that_is_no_word_is_refused_in_pydantics_words() -> None:

@@ -146,6 +146,30 @@ def test_the_circuit_by_any_method_ablation_and_level_is_swapped_under_its_name(
     assert sorted(row["nodes"].split()) == sorted(set(nodes) - {"input", "logits"})
 
 
+def test_a_circuit_of_neurons_that_a_file_gave_is_swapped_and_nothing_else_asked_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = [f"model={TOY}", f"checkpoints=[{LAST}]", "n_prompts=6", "device=cpu", "n_random=0"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    search = ["task=ioi", "level=neuron", "ablation=mean", "eap.ig_steps=2", "search.sizes=[900]"]
+    search += ["search.threshold=0.01", "attention=null"]
+    assert main(CIRCUITS, [*shared, *search, f"results_dir={first}"]) == 0
+    circuit = Store(first).folder("graphs", TOY.name, "ioi@mean+neuron").file(LAST, ".pt")
+    given = [*shared, "task=ioi", "ablation=mean", f"circuit={circuit}", "attention=null", f"results_dir={second}"]
+    for more, told in (
+        ("export=[eap_ig_json]", "export: files of other programs have no neurons"),
+        ("matched_transfer=true", "matched_transfer: "),
+    ):
+        assert main(CIRCUITS, [*given, more]) == 2
+        assert told in capsys.readouterr().err
+    assert main(CIRCUITS, given) == 0
+    swaps = ["components=[circuit]", f"sources=[{LAST}]", "n_sequences=0", f"results_dir={second}"]
+    assert main(ANALYSIS, [*shared, "task=ioi@mean", *swaps]) == 0
+    (row,) = Store(second).folder("swaps", TOY.name, "ioi@mean").read_table(LAST).to_dict("records")
+    (found,) = Store(second).folder("faithfulness", TOY.name, "ioi@mean").read_table(LAST).to_dict("records")
+    assert row["faithfulness"] == pytest.approx(found["faithfulness"], rel=1e-4)
+
+
 def test_a_table_of_prompts_is_named_with_the_method_of_its_circuit(tmp_path: Path) -> None:
     prompts = tmp_path / "own.csv"
     prompts.write_text("clean,corrupted,answers,wrong_answers\n" + '"I met Mary, and","I met James, and", she, he\n')

@@ -255,8 +255,8 @@ class Lookup:
             baselines = self.store.folder("baselines", self.checkpoint.name, stored.task).read_table(step)
             return FoundEdges(graph, circuit.as_edges.over_roles.in_circuit, str(baselines["status"][0])), STORED
         assert prompts is not None
-        prompts = prompts_at(self.checkpoint, settings, prompts)
-        weights = self.checkpoint.in_format(settings.dtype).weights
+        checkpoint = self.checkpoint.in_format(settings.dtype)
+        weights, prompts = checkpoint.weights, prompts_at(checkpoint, settings, prompts)
         report = find_circuit(weights, prompts, settings, score_edges(weights, prompts, settings))
         return FoundEdges(graph, report.circuit.as_edges.over_roles.in_circuit, report.status), COMPUTED
 

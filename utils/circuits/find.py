@@ -66,10 +66,13 @@ class CircuitPrompts:
     reference_tokens: tuple[Int[Tensor, "prompt position"], Int[Tensor, " prompt"]] | None = None
     reference: Reference | None = None
 
-    def with_reference(self, weights: ModelWeights, settings: CircuitSettings) -> CircuitPrompts:
-        """With what ablated nodes write in a model; the same for `patching`."""
+    def with_reference(
+        self, weights: ModelWeights, settings: CircuitSettings, graph: Graph | None = None
+    ) -> CircuitPrompts:
+        """With what ablated nodes write in a model, for circuits of a `graph`; the same for `patching`."""
         tokens = self.reference_tokens or (self.scoring.clean, self.scoring.lengths)  # which `zero` does not look at
-        neurons = settings.level == "neuron" if self.given is None else of_neurons(self.given.graph)
+        graph = self.given.graph if graph is None and self.given is not None else graph
+        neurons = settings.level == "neuron" if graph is None else of_neurons(graph)
         how = settings.ablation, *tokens, settings.batch_size
         return replace(self, reference=Reference.of(weights, *how, neurons=neurons))
 

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import importlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -231,7 +231,7 @@ def with_prompts(
     """
     settings = settings_of(CircuitSettings, keys, model)
     prompts = circuit_prompts(settings, require_task(task), model.tokenizer, model.weights)
-    return settings, replace(prompts, given=given).with_reference(model.weights, settings)
+    return settings, prompts.with_reference(model.weights, settings, None if given is None else given.graph)
 
 
 def task_prompts(model: Model, task: Task, keys: Mapping[str, Any]) -> tuple[TaskSettings, Prompts]:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -93,7 +93,7 @@ class EapConfig(Section):
         refined = self.method == USUAL_METHOD and self.quadrature == "left" and self.accumulate == "float32"
         if self.ig_steps != "auto" or (refined and ablation != "zero"):
             return self.ig_steps
-        return USUAL_STEPS.get(self.method, 1)
+        return USUAL_STEPS.get(self.method, USUAL_STEPS[USUAL_METHOD])  # which methods without steps do not read
 
 
 class ExactConfig(Section):
@@ -186,11 +186,17 @@ class CircuitKeys(PairKeys):
     """Tell edges apart by the [role of the token](../docs/circuits.md#by-the-role-of-a-token) where they are read."""
     search: SearchConfig = SearchConfig()
 
+    def resolved(self) -> Self:
+        """With the number that `ig_steps: auto` stands for, where it stands for one."""
+        steps = self.eap.steps(self.ablation)
+        return self.model_copy(update={"eap": self.eap.model_copy(update={"ig_steps": steps})})
+
     def unread(self, prefix: str = "") -> Iterator[tuple[str, str]]:
         """Adds what another method or ablation would read."""
         yield from super().unread(prefix)
-        if self.eap.tolerance != TOLERANCE and self.eap.steps(self.ablation) != "auto":
-            yield f"{prefix}eap.tolerance", "with a number of steps; it needs as many as it takes"
+        if self.eap.tolerance != TOLERANCE and (steps := self.eap.steps(self.ablation)) != "auto":
+            means = f"=auto, which means {steps} with this method, quadrature, accumulate or ablation"
+            yield f"{prefix}eap.tolerance", f"with eap.ig_steps{means if self.eap.ig_steps == 'auto' else f'={steps}'}"
         if self.reference != ReferenceConfig() and "mean" not in self.ablation:
             yield f"{prefix}reference", f"with ablation={self.ablation}; it needs mean or mean_positional"
         if self.exact.edges != "all" and self.eap.method != "exact":

@@ -34,7 +34,7 @@ from circuits_over_time.edge_attribution_patching.model.architectures import Sha
 from circuits_over_time.edge_attribution_patching.model.pairs import TokenRoles
 from circuits_over_time.edge_attribution_patching.model.weights import ModelWeights
 from circuits_over_time.edge_attribution_patching.scores.folds import FoldScores
-from circuits_over_time.edge_attribution_patching.units import Units
+from circuits_over_time.edge_attribution_patching.units import Units, of_neurons
 
 from ..base.errors import UserError, errors_of_python, one_line
 from ..base.files import atomic_write
@@ -371,6 +371,12 @@ def prepare(config: CircuitsConfig, tokenizer: PreTrainedTokenizerBase, shape: S
     path, given = Path(config.circuit or ""), None
     if config.circuit is not None and not config.positions:  # Before any prompts are made, where it does not take them.
         given = given_circuit(path, shape, None)
+        if of_neurons(given.graph) and config.formats:
+            raise UserError(
+                f"export: files of other programs have no neurons, and those of {path} are; leave out export"
+            )
+        if isinstance(given.graph, Units) and config.matched_transfer:
+            raise UserError(f"matched_transfer: carries circuits of edges alone, not that of {path}; leave it out")
     prompts = {task.name: circuit_prompts(config, task, tokenizer, shape) for task in tasks_of(config)}
     if config.circuit is None or given is not None:
         return {name: replace(of_task, given=given) for name, of_task in prompts.items()}

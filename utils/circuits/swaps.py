@@ -214,8 +214,8 @@ def _measured(
     scored: bool = True,
 ) -> _Found:
     """What a model does, with the circuit if there is one; without accuracy and scores of heads unless `scored`."""
-    prompts = prompts.with_reference(weights, settings)
-    evaluator = evaluator_of(weights, prompts, settings, None if circuit is None else circuit.graph)
+    graph = None if circuit is None else circuit.graph
+    evaluator = evaluator_of(weights, prompts.with_reference(weights, settings, graph), settings, graph)
     curve = FaithfulnessCurve(evaluator.full, evaluator.corrupted)
     if circuit is not None:
         curve.values[0] = evaluator(circuit.mask[None])[0]

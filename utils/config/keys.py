@@ -176,6 +176,10 @@ class Section(pydantic.BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
+    def resolved(self) -> Self:
+        """With what results depend on in place of keys that leave it to others."""
+        return self
+
     def unread(self, prefix: str = "") -> Iterator[tuple[str, str]]:
         """The keys that were set, and have no effect under another key of their block, and why."""
         for name, field in type(self).model_fields.items():
@@ -541,6 +545,7 @@ def load_config(schema: type[Schema], path: Path | None, overrides: list[str]) -
 
 def result_keys(config: pydantic.BaseModel, prefix: str = "") -> Iterator[tuple[str, FieldInfo, Any]]:
     """The keys that results depend on, all but the execution keys: flat name (`eap.ig_steps`), field and value."""
+    config = config.resolved() if isinstance(config, Section) else config
     for name, field in type(config).model_fields.items():
         if not is_execution(field) or (name == "batch_size" and counts_batches(config)):
             if isinstance(value := getattr(config, name), pydantic.BaseModel):

@@ -38,7 +38,7 @@ ASKED_FOR: Mapping[str, Mapping[str, Any]] = {
 }
 # Of a run that was ended, they would delete what it has measured.
 _NOT_REPEATED = ("overwrite", "repair")
-# How a method scores: another one may refuse it.
+# How a method scores: another one may not read it.
 _OF_A_METHOD = ("ig_steps", "tolerance", "quadrature")
 
 

@@ -41,15 +41,15 @@ def on_cards(
     if shape.architecture not in ARCHITECTURES or min(shape.n_layers, shape.n_heads, shape.d_model, shape.d_vocab) < 1:
         return 0, ""
     number, lengths = BYTES[config.dtype], [len(row) for row in clean]
+    # Where levels start from a circuit, that is what takes most.
+    keys: Any = config if hasattr(config, "eap") else getattr(config, "circuit", None)
     shared = [0] * len(lengths)
-    if getattr(config, "ablation", "patching") == "patching":
+    if getattr(keys, "ablation", "patching") == "patching":
         # Tokens that the two have in common before they differ.
         shared = [sum(takewhile(bool, map(eq, *rows))) for rows in zip(clean, corrupted, strict=True)]
     pairs = sorted(((length - same, length) for same, length in zip(shared, lengths, strict=True)), reverse=True)
     if getattr(config, "evaluate_on", "same") == "heldout":  # Scores take one half, and circuits the other.
         pairs = pairs[: (len(pairs) + 1) // 2]
-    # Where levels start from a circuit, that is what takes most.
-    keys: Any = config if hasattr(config, "eap") else getattr(config, "circuit", None)
     method, steps = "eap_ig", USUAL_STEPS["eap_ig"]
     if hasattr(keys, "eap"):
         method, steps = keys.eap.method, keys.eap.steps(keys.ablation)
