@@ -125,8 +125,16 @@ def paint(colour: str) -> str:
 
 
 def painted_scale(scale: str | list[tuple[float, str]]) -> list[list[Any]]:
-    """A scale of colours, plotly's by name or one's own, as it is drawn in the theme in use."""
-    return [[at, paint(colour)] for at, colour in (get_colorscale(scale) if isinstance(scale, str) else scale)]
+    """A scale of colours, plotly's by name or one's own, as it is drawn in the theme in use.
+
+    On a dark page a scale runs straight from what stands for its palest colour to those of its ends: of the colours in
+    between some would be turned round, and others not.
+    """
+    stops = get_colorscale(scale) if isinstance(scale, str) else scale
+    if theme_in_use().is_dark:
+        palest = max(range(len(stops)), key=lambda place: colorsys.rgb_to_hls(*_parts(as_hex(stops[place][1])))[1])
+        stops = [stops[place] for place in sorted({0, palest, len(stops) - 1})]
+    return [[at, paint(colour)] for at, colour in stops]
 
 
 def translucent(colour: str, alpha: float) -> str:

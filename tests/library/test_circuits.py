@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import circuits_over_time as cot
 from circuits_over_time.edge_attribution_patching.choices import Method
 from circuits_over_time.get_circuits_over_time import ANALYSIS
+from circuits_over_time.plotting.parts.theme import COLOURS, WHITE
 from circuits_over_time.utils.circuits.handle import Model
 from circuits_over_time.utils.circuits.measured import KINDS, MeasuredCircuit
 from circuits_over_time.utils.results.edges import named_targets
@@ -199,6 +200,9 @@ def test_a_notebook_shows_a_drawing_and_a_table_offline(circuit: MeasuredCircuit
     assert {note["text"] for note in drawn["layout"]["annotations"]} >= set(circuit.nodes["node"])
     printed = circuit.draw(width="3.25in", font_size="9pt", title=False).layout
     assert (printed.width, printed.font.size, printed.title.text) == (312, 12, None)
+    dark = circuit.draw(theme="dark").to_plotly_json()
+    assert dark["layout"]["template"]["layout"]["paper_bgcolor"] != WHITE
+    assert not {trace["line"]["color"] for trace in dark["data"] if "line" in trace} & {*COLOURS}
     with pytest.raises(ValueError, match=r"^width='5': not a length with a unit"):
         circuit.draw(width="5")
     with pytest.raises(ValueError, match="widht: unknown key; did you mean 'width'"):

@@ -9,13 +9,16 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+from plotly.colors import sample_colorscale
 from plotly.io.json import to_json_plotly
+from plotly.subplots import make_subplots
 
 from circuits_over_time.plotting import plot_circuits, plot_handovers, plot_ioi_consistency
 from circuits_over_time.plotting.make_report import main as make_report
@@ -34,10 +37,12 @@ from circuits_over_time.plotting.parts.theme import (
     SERIES,
     WHITE,
     Theme,
+    as_hex,
     contrast,
     drawn_in,
     luminance,
     paint,
+    painted_scale,
 )
 from circuits_over_time.plotting.parts.time_axis import TimeAxis
 from circuits_over_time.utils.base.errors import UserError
@@ -298,6 +303,37 @@ def test_the_usual_colours_stand_out_on_a_dark_page() -> None:
     theme = Style(theme="dark").look
     assert all(contrast(theme.paint(colour), DARK) > 3 for colour in COLOURS)
     assert contrast(theme.paint(INK), DARK) > 10
+
+
+@pytest.mark.parametrize(
+    "scale", ["Blues", [(0, WHITE), (1, POSITIVE)], [(0, "#b2182b"), (0.5, WHITE), (1, "#2166ac")]]
+)
+def test_on_a_dark_page_a_scale_stands_out_more_the_farther_it_is_from_its_palest_colour(scale: Any) -> None:
+    with drawn_in(Style(theme="dark").look):
+        stops = painted_scale(scale)
+    drawn = [contrast(as_hex(colour), DARK) for colour in sample_colorscale(stops, 21)]
+    palest = int(np.argmin(drawn))
+    assert drawn[palest] < 1.3
+    assert drawn[:palest] == sorted(drawn[:palest], reverse=True)
+    assert drawn[palest:] == sorted(drawn[palest:])
+
+
+def test_the_last_label_of_the_last_column_is_on_the_page(every_figure: dict[str, Drawing]) -> None:
+    layout = styled(every_figure["plot_task_performance: task_performance"], Style(width="3.25in")).layout
+    for axis in (layout[name] for name in layout if name.startswith("xaxis")):
+        end = axis.domain[1] * layout.width
+        assert end + text_width(axis.ticktext[-1]) / 2 * layout.font.size <= layout.width
+
+
+def test_a_place_in_the_grid_that_nothing_is_drawn_in_takes_no_room() -> None:
+    figure = make_subplots(2, 2)
+    for row, column in ((1, 1), (1, 2), (2, 1)):
+        figure.add_scatter(x=[0, 1], y=[0, 1], row=row, col=column)
+    style = Style(width="2in", font_size="8pt")
+    whole = styled(finish(figure, "A title", width=600, height=600), style).layout
+    heights = {name: whole[name].domain for name in ("yaxis", "yaxis2", "yaxis3")}
+    assert whole.xaxis4.visible is False is whole.yaxis4.visible
+    assert min(low for low, _ in heights.values()) * whole.height < 8 * 8 * 4 / 3, "below are labels alone"
 
 
 def test_text_and_lines_stand_out_on_a_dark_page(everything: Results) -> None:

@@ -242,6 +242,7 @@ class MeasuredCircuit:
         """
         from circuits_over_time.plotting.parts.options import Style
         from circuits_over_time.plotting.parts.paper import styled
+        from circuits_over_time.plotting.parts.theme import drawn_in
         from circuits_over_time.plotting.plot_circuit import draw_circuit
 
         if not isinstance(strongest, int) or strongest < 1:
@@ -251,9 +252,11 @@ class MeasuredCircuit:
         edges, words = self._drawn(strongest), self._in_words(strongest)
         if len(self.units):  # Drawn by its nodes, all of them.
             edges, words = self.listed, self._in_words(len(self.edges))
-        drawing = draw_circuit(edges, f"Circuit{self._of()}", words, columns=self.circuit.model_graph.roles)
         with errors_of_python():
-            return styled(drawing, validated(Style, style, style))
+            chosen = validated(Style, style, style)
+            with drawn_in(chosen.look):
+                drawing = draw_circuit(edges, f"Circuit{self._of()}", words, columns=self.circuit.model_graph.roles)
+            return styled(drawing, chosen)
 
     def __repr__(self) -> str:
         """Three lines: whose circuit it is, how large and faithful, and what the whole model does."""
