@@ -90,8 +90,8 @@ class Style(pydantic.BaseModel):
         is_theme = field.field_name == "theme"
         names = THEMES if is_theme else PALETTES
         if value not in names and not (is_theme and Path(value).suffix):
-            further = "; or name a file of a plotly template" if is_theme else ""
-            raise ValueError(f"'{value}' is not a {field.field_name}{suggest(value, names)}{further}")
+            further = ", nor the .json or .yml of a plotly template" if is_theme else ""
+            raise ValueError(f"'{value}' is not a {field.field_name}{further}{suggest(value, names)}")
         return value
 
     @cached_property

@@ -190,7 +190,7 @@ WRONG = [
     ("width", "-3in", "width: -3in; ask for 1in to 100in"),
     ("height", "0.1in", "height: 0.1in; ask for 1in to 100in"),
     ("font-size", "200pt", "font-size: 2.78in; ask for 3pt to 72pt"),
-    ("theme", "drak", "theme: 'drak' is not a theme; did you mean 'dark'?"),
+    ("theme", "drak", "theme: 'drak' is not a theme, nor the .json or .yml of a plotly template; did you mean 'dark'?"),
     ("palette", "tol-bridht", "palette: 'tol-bridht' is not a palette; did you mean 'tol-bright'?"),
     ("format", "svg,gif", "format: gif given; choose from html, png, pdf, svg"),
     ("scale", "big", "scale: 'big' is not a number"),
