@@ -113,10 +113,6 @@ class _Panel:
     alone: Any = None
 
     @property
-    def is_used(self) -> bool:
-        return bool(self.traces or self.notes or self.title)
-
-    @property
     def is_matrix(self) -> bool:
         maps = [trace for trace in self.traces if trace.type == "heatmap"]
         return any(len(one.z) == len(one.z[0]) or (one.y is not None and isinstance(one.y[0], str)) for one in maps)
@@ -258,7 +254,7 @@ class _Page:
                 last = max(
                     (text_width(str(panel.x.ticktext[-1])) for panel in self.panels if panel.x.ticktext), default=0
                 )
-                right = self.em * (max(1.5, last / 2 + 0.1) + self.ends + (_COLOUR_BAR if self.matrices else 0))
+                right = self.em * (max(1.5, last / 2) + self.ends + (_COLOUR_BAR if self.matrices else 0))
                 width = (self.width - sum(left) - right) / len(left)
                 for panel in self.panels if not again else []:
                     high = self._height(rows[panel.row], width) / self.em + 0.3
@@ -295,10 +291,7 @@ class _Page:
         panels.sort(key=lambda panel: (panel.row, panel.column))
         for note in self.notes:
             self._give(note, panels)
-        for panel in panels:  # A place in a grid that nothing is drawn in.
-            if not panel.is_used:
-                panel.x.visible = panel.y.visible = False
-        return [panel for panel in panels if panel.is_used] or panels
+        return panels
 
     def _axes(self, letter: str) -> dict[str, _Part]:
         """The axes of a direction by name; the first is there though nothing of it is set."""

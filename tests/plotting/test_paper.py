@@ -18,7 +18,6 @@ import plotly.graph_objects as go
 import pytest
 from plotly.colors import sample_colorscale
 from plotly.io.json import to_json_plotly
-from plotly.subplots import make_subplots
 
 from circuits_over_time.plotting import plot_circuits, plot_handovers, plot_ioi_consistency
 from circuits_over_time.plotting.make_report import main as make_report
@@ -323,17 +322,6 @@ def test_the_last_label_of_the_last_column_is_on_the_page(every_figure: dict[str
     for axis in (layout[name] for name in layout if name.startswith("xaxis")):
         end = axis.domain[1] * layout.width
         assert end + text_width(axis.ticktext[-1]) / 2 * layout.font.size <= layout.width
-
-
-def test_a_place_in_the_grid_that_nothing_is_drawn_in_takes_no_room() -> None:
-    figure = make_subplots(2, 2)
-    for row, column in ((1, 1), (1, 2), (2, 1)):
-        figure.add_scatter(x=[0, 1], y=[0, 1], row=row, col=column)
-    style = Style(width="2in", font_size="8pt")
-    whole = styled(finish(figure, "A title", width=600, height=600), style).layout
-    heights = {name: whole[name].domain for name in ("yaxis", "yaxis2", "yaxis3")}
-    assert whole.xaxis4.visible is False is whole.yaxis4.visible
-    assert min(low for low, _ in heights.values()) * whole.height < 8 * 8 * 4 / 3, "below are labels alone"
 
 
 def test_text_and_lines_stand_out_on_a_dark_page(everything: Results) -> None:
