@@ -173,7 +173,7 @@ def draw_controls(points: pd.DataFrame, model: str, look: ModelLook) -> Drawing:
         panels.mark(RING, "circle-open", BEATEN_BY)
     return panels.done(
         f"Circuits of {model} against random circuits, and how sure their edges are",
-        "Faithfulness: 0 does what the corrupted run does, 1 what the model does",
+        "Faithfulness: 0 does what the empty circuit does, 1 what the model does",
     )
 
 

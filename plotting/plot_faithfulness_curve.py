@@ -17,7 +17,7 @@ from circuits_over_time.plotting.parts.tables import Results, by_model, escaped,
 from circuits_over_time.plotting.parts.theme import WHITE, paint
 from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.results.commands import how_to_make
-from circuits_over_time.utils.tasks.registry import task_label
+from circuits_over_time.utils.tasks.registry import task_label, units_of
 
 # Axes go no further, so that the noise of untrained models does not flatten the rest.
 LIMITS = (-0.5, 1.5)
@@ -56,8 +56,8 @@ def draw_curves(table: pd.DataFrame, model: str, n_curves: int) -> Drawing:
                     "line": {"color": colour, "width": [2.5 if ringed else 0 for ringed in chosen]},
                 },
                 customdata=part[["n_edges", "n_nodes", "metric"]].to_numpy(),
-                hovertemplate=f"<b>step {step:,}</b><br>%{{x:,}} edges asked for, "
-                "%{customdata[0]:,} after pruning, %{customdata[1]} nodes"
+                hovertemplate=f"<b>step {step:,}</b><br>%{{x:,}} {units_of([task])} asked for, "
+                "%{customdata[0]:,} edges after pruning, %{customdata[1]} nodes"
                 "<br>faithfulness %{y:.3f}, metric %{customdata[2]:.3g}<extra></extra>",
                 row=1,
                 col=column,
@@ -69,7 +69,7 @@ def draw_curves(table: pd.DataFrame, model: str, n_curves: int) -> Drawing:
     figure.update_yaxes(range=limits)
     sizes = table.loc[table["size"] > 0, "size"]
     span = [np.log10(sizes.min()) - 0.1, np.log10(sizes.max()) + 0.1]
-    title = {"text": "circuit size (edges, before pruning)", "font": {"size": 12}}
+    title = {"text": f"circuit size ({units_of(tasks)}, before pruning)", "font": {"size": 12}}
     figure.update_xaxes(type="log", title=title, tickfont_size=11, dtick=1, range=span)
     figure.update_yaxes(title_text="faithfulness (share)", row=1, col=1)
     return drawing

@@ -16,6 +16,7 @@ from circuits_over_time.utils.base.errors import UserError
 from circuits_over_time.utils.tasks import TASKS, build_prompts, get_task, greater_than, ioi, sva
 from circuits_over_time.utils.tasks.metrics import METRICS
 from circuits_over_time.utils.tasks.prompts import Pair, assemble, metric_columns
+from circuits_over_time.utils.tasks.registry import units_of
 from circuits_over_time.utils.tasks.vocabulary import single_tokens
 from circuits_over_time.utils.tasks.word_lists import STUDY
 from tests.support.paths import ROOT
@@ -432,3 +433,9 @@ def test_the_studys_agreement_prompts_come_from_every_structure_by_its_size():
     common = expected[expected > 20].index
     assert ((drawn[common] - expected[common]).abs() < 5 * expected[common] ** 0.5).all()
     assert drawn.max() > 20 * drawn.min()
+
+
+def test_what_sizes_count_follows_from_the_names_in_the_results() -> None:
+    assert units_of(["ioi", "sva@eap"]) == "edges"
+    assert units_of(["ioi@mean+neuron"]) == "neurons"
+    assert units_of(["sva@eap+node", "ioi", "ioi@neuron"]) == "edges or heads and MLPs or neurons"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any, Literal
 from circuits_over_time.edge_attribution_patching.choices import USUAL_METHOD
 
 from ..base.errors import UserError, suggest
-from ..config.keys import CSV_METRIC, AnswersAs, PromptOptions, TaskConfig, TemplateKeys, as_list, task_and_method
+from ..config.keys import (
+    CSV_METRIC,
+    AnswersAs,
+    PromptOptions,
+    TaskConfig,
+    TemplateKeys,
+    as_list,
+    task_and_method,
+    variant_keys,
+)
 from . import gendered_pronoun, greater_than, ioi, sva
 from .csv_task import csv_task, near_files
 from .metrics import DIFFERENTIABLE
@@ -30,6 +39,13 @@ def primary_metric(task: str) -> str | None:
     """The primary metric of a built-in task; None for any other one, whose run.json states it."""
     task, _ = task_and_method(task)
     return metric_name(NAMED[task].primary) if task in NAMED else None
+
+
+def units_of(names: Iterable[str]) -> str:
+    """What sizes of circuits of these names in the results count."""
+    levels = {variant_keys(task_and_method(name)[1]).get("level", "edge") for name in names}
+    words = {"edge": "edges", "node": "heads and MLPs", "neuron": "neurons"}
+    return " or ".join(words[level] for level in words if level in levels)
 
 
 def task_label(task: str) -> str:
